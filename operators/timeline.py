@@ -23,8 +23,9 @@ from operators.container import AudioSource, corrupt
 from operators.errors import AssetError
 
 PREROLL_SECONDS = 0.25  # 0.06 s suffice for AAC, MP3 and Vorbis; Opus asks for 0.08
-ANCHOR_FRAMES = 12
+ANCHOR_FRAMES = 16
 JITTER_SECONDS = 0.001
+LONGEST_VORBIS_BLOCK = 8192
 MAX_GAP_SECONDS = 60.0
 # In these, sound follows sound without time stamps of its own: a hole in time means lost data.
 WITHOUT_GAPS = {"wav", "w64", "flac", "aiff"}
@@ -99,6 +100,15 @@ class _Clock:
         offset = (pts - self.origin) * self.ticks
         return float(offset) if self.exact else float(offset) + self.bias
 
+    def jitter(self, source: AudioSource, length: int) -> float:
+        """By how many samples a time stamp may differ from the count of samples without meaning a hole.
+
+        A lost packet is a hole of a whole frame. FFmpeg's stamps of Ogg Vorbis are off by less than a long block where
+        short and long blocks meet, and right again at the next page.
+        """
+        frame = LONGEST_VORBIS_BLOCK if source.stream.codec_context.name == "vorbis" else length / 2
+        return max(frame, JITTER_SECONDS * source.rate + 2 * float(self.ticks))
+
     def stamp(self, position: int) -> int:
         return self.origin + math.floor(position / self.ticks)
 
@@ -114,7 +124,7 @@ class _Clock:
         if not guesses:
             return 0
         if self.exact:
-            return round(guesses[0])
+            return statistics.median_low(round(guess) for guess in guesses)
         guess = statistics.median(guesses)
         grid = math.gcd(self.grid, *(block.length for block in stamped[1:-1]))
         if grid <= float(self.ticks):
@@ -164,7 +174,6 @@ def _collect(
     source: AudioSource, clock: _Clock | None, position: int, blocks: Iterator[Block], first: int, last: int | None
 ) -> tuple[np.ndarray, int | None]:
     pieces: list[np.ndarray] = []
-    jitter = JITTER_SECONDS * source.rate + (2 * float(clock.ticks) if clock and not clock.exact else 0)
     damaged_at: int | None = None
     for block in blocks:
         if block.samples is None:
@@ -176,6 +185,7 @@ def _collect(
         samples = block.samples
         if clock is not None and block.pts is not None:
             ahead = clock.place(block.pts) - position
+            jitter = clock.jitter(source, block.length)
             if ahead > jitter:
                 position = _fill(source, pieces, position, position + round(ahead), first, last)
             elif ahead < -jitter and position > first:

@@ -54,12 +54,8 @@ class JobConfig(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    manifest: str = Field(
-        description="Parquet file of assets, or a folder of them: a path or a URL (s3://...)"
-    )
-    lake: str = Field(
-        description="Folder for stems and tables: a path or a URL (s3://...). Made when missing"
-    )
+    manifest: str = Field(description="Parquet file of assets, or a folder of them: a path or a URL (s3://...)")
+    lake: str = Field(description="Folder for stems and tables: a path or a URL (s3://...). Made when missing")
     descriptions: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="What to lift out, in words. Several make several items of every asset"
     )
@@ -73,9 +69,7 @@ class JobConfig(BaseSettings):
         default=(), description="Folders that media may be read from. Default: the manifest's folder"
     )
 
-    model: str = Field(
-        default="tiny", description="Separation model: tiny (shipped), or a folder with a checkpoint"
-    )
+    model: str = Field(default="tiny", description="Separation model: tiny (shipped), or a folder with a checkpoint")
     device: str = Field(default="auto", description="Where the model runs: auto, cpu, cuda or cuda:N")
     solver_method: Literal["midpoint", "euler"] | None = Field(
         default=None, description="Solver of the flow. Default: the model's. Needs solver_steps"
@@ -96,26 +90,18 @@ class JobConfig(BaseSettings):
     halo_seconds: float | None = Field(
         default=None, ge=0, description="Context on both sides of a core, seconds. Default: the model's"
     )
-    stem_format: Literal["flac", "wav", "opus"] = Field(
-        default="flac", description="File format of the stems"
-    )
+    stem_format: Literal["flac", "wav", "opus"] = Field(default="flac", description="File format of the stems")
 
-    decoders: int | None = Field(
-        default=None, ge=1, description="Decode tasks at a time. Default: by the CPUs"
-    )
+    decoders: int | None = Field(default=None, ge=1, description="Decode tasks at a time. Default: by the CPUs")
     writers: int | None = Field(default=None, ge=1, description="Write tasks at a time. Default: by the CPUs")
-    separators: int | None = Field(
-        default=None, ge=1, description="Model replicas. Default: one a GPU, one without"
-    )
+    separators: int | None = Field(default=None, ge=1, description="Model replicas. Default: one a GPU, one without")
     gpus_per_separator: float | None = Field(
         default=None,
         ge=0,
         description="GPUs of one replica; 0.5 puts two on a GPU. Default: 1 on cuda, else 0",
     )
     segments_per_batch: int = Field(default=4, ge=1, description="Segments that a replica takes at a time")
-    windows_per_batch: int = Field(
-        default=8, ge=1, description="Windows in one forward pass: sets the GPU memory used"
-    )
+    windows_per_batch: int = Field(default=8, ge=1, description="Windows in one forward pass: sets the GPU memory used")
 
     max_attempts: int = Field(
         default=3,
@@ -125,9 +111,7 @@ class JobConfig(BaseSettings):
     limit: int | None = Field(default=None, ge=1, description="Only the first N rows of the manifest")
     dry_run: bool = Field(default=False, description="Say what would be done, and do nothing")
     commit_every_rows: int = Field(default=200, ge=1, description="Result rows of one table commit, at most")
-    commit_every_seconds: float = Field(
-        default=10.0, gt=0, description="Seconds between table commits, at most"
-    )
+    commit_every_seconds: float = Field(default=10.0, gt=0, description="Seconds between table commits, at most")
     progress: bool = Field(default=True, description="Print progress while the run goes on")
 
     @classmethod
@@ -164,12 +148,7 @@ class JobConfig(BaseSettings):
     @field_validator("target_label", "residual_label")
     @classmethod
     def _label(cls, value: str) -> str:
-        if (
-            not value.isascii()
-            or not value.replace("_", "").isalnum()
-            or value != value.lower()
-            or len(value) > 64
-        ):
+        if not value.isascii() or not value.replace("_", "").isalnum() or value != value.lower() or len(value) > 64:
             raise ValueError(f"{value!r} is not a label; use up to 64 lower-case letters, digits and _")
         return value
 
@@ -196,9 +175,7 @@ class JobConfig(BaseSettings):
     def _no_contradiction(self) -> Self:
         problems = []
         if self.target_label == self.residual_label:
-            problems.append(
-                "target_label and residual_label are the same; give the two stems different names"
-            )
+            problems.append("target_label and residual_label are the same; give the two stems different names")
         if (self.solver_method is None) != (self.solver_steps is None):
             problems.append("solver_method and solver_steps go together; give both or none")
         if self.halo_seconds is not None and self.halo_seconds >= self.segment_seconds:
@@ -291,45 +268,26 @@ def _parser(defaults: Mapping[str, Any], prog: str | None, description: str | No
         if info.annotation is bool:
             parser.add_argument(*options, help=text, action=argparse.BooleanOptionalAction)
         elif name in ("descriptions", "allowed_read_prefixes"):
-            options.append(
-                options[0].removesuffix("es") if name.endswith("xes") else options[0].removesuffix("s")
-            )
-            parser.add_argument(
-                *options, help=text + ". Repeatable", metavar="TEXT", action="append", dest=name
-            )
+            options.append(options[0].removesuffix("es") if name.endswith("xes") else options[0].removesuffix("s"))
+            parser.add_argument(*options, help=text + ". Repeatable", metavar="TEXT", action="append", dest=name)
         else:
             parser.add_argument(*options, help=text, metavar=_metavar(info.annotation))
     return parser
 
 
 def _metavar(annotation: Any) -> str:
-    choices = [
-        c
-        for kind in (annotation, *get_args(annotation))
-        if get_origin(kind) is Literal
-        for c in get_args(kind)
-    ]
+    choices = [c for kind in (annotation, *get_args(annotation)) if get_origin(kind) is Literal for c in get_args(kind)]
     if choices:
         return "|".join(choices)
     kinds = {annotation, *get_args(annotation)}
-    return (
-        "N"
-        if int in kinds
-        else "X"
-        if float in kinds
-        else "JSON"
-        if Anchor in get_args(annotation)
-        else "TEXT"
-    )
+    return "N" if int in kinds else "X" if float in kinds else "JSON" if Anchor in get_args(annotation) else "TEXT"
 
 
 def _from_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise JobConfigError(
-            f"--config {path}: {error.strerror}; name a YAML file that can be read"
-        ) from None
+        raise JobConfigError(f"--config {path}: {error.strerror}; name a YAML file that can be read") from None
     except (yaml.YAMLError, ValueError) as error:
         raise JobConfigError(f"--config {path} is not YAML: {redact(str(error))[:300]}") from None
     if not isinstance(values, dict):

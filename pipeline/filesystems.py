@@ -93,9 +93,7 @@ def link(temporary: Path, final: str) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise StorageError(
-                f"{final}: this file system has no hard links; use another folder or S3"
-            ) from None
+            raise StorageError(f"{final}: this file system has no hard links; use another folder or S3") from None
         raise
     return True
 

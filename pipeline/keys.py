@@ -24,9 +24,7 @@ def parts_prefix(config_hash: str, item_id: str) -> str:
     return f"parts/{config_hash}/{item_id}"
 
 
-def part_key(
-    config_hash: str, item_id: str, index: int, count: int, label: str, extension: str = "flac"
-) -> str:
+def part_key(config_hash: str, item_id: str, index: int, count: int, label: str, extension: str = "flac") -> str:
     """Part `index` of `count`; the count in the name keeps parts of another cut apart."""
     return f"{parts_prefix(config_hash, item_id)}/{index:06d}-of-{count:06d}.{label}.{extension}"
 

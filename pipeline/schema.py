@@ -69,9 +69,7 @@ class ManifestRow(Row):
         min_length=1, max_length=2048, description="The owner's name for the asset; any text, kept as it is"
     )
     uri: str = Field(min_length=1, max_length=4096, description="Absolute path or URL of the media file")
-    size_bytes: int | None = Field(
-        default=None, ge=0, description="Size of the media file when it was listed"
-    )
+    size_bytes: int | None = Field(default=None, ge=0, description="Size of the media file when it was listed")
     etag: str | None = Field(default=None, description="Version of the file's content as the store names it")
     duration_seconds: float | None = Field(default=None, ge=0, description="Duration of the audio")
     sample_rate: int | None = Field(default=None, ge=1, description="Sample rate of the audio, Hz")
@@ -79,12 +77,8 @@ class ManifestRow(Row):
     codec: str | None = Field(default=None, description="Audio codec, as FFmpeg names it")
     container: str | None = Field(default=None, description="Container format, as FFmpeg names it")
     has_video: bool | None = Field(default=None, description="Whether the file has a video stream")
-    probe_error: str | None = Field(
-        default=None, description="Why the file could not be probed; null when it could"
-    )
-    description: str | None = Field(
-        default=None, description="Prompt for this row, instead of the job's descriptions"
-    )
+    probe_error: str | None = Field(default=None, description="Why the file could not be probed; null when it could")
+    description: str | None = Field(default=None, description="Prompt for this row, instead of the job's descriptions")
     anchors: tuple[Anchor, ...] | None = Field(
         default=None,
         description="Span prompt for this row: list of (token '+' or '-', start, end in seconds)",
@@ -242,9 +236,7 @@ class StemRow(Row):
     clipped_samples: int = Field(description="Samples of both stems that the file format had to clip")
     run_id: str = Field(description="The run that committed the item")
     committed_at: AwareDatetime = Field(description="When the item was committed, UTC")
-    metadata_json: str | None = Field(
-        default=None, description="The manifest's other columns, as one JSON object"
-    )
+    metadata_json: str | None = Field(default=None, description="The manifest's other columns, as one JSON object")
 
 
 class FailureRow(Row):
@@ -260,9 +252,7 @@ class FailureRow(Row):
     remedy: str = Field(description="What the owner of the archive can do")
     attempt: int = Field(description="How many times the item had been tried, this time included")
     failed_at: AwareDatetime = Field(description="When it failed, UTC")
-    metadata_json: str | None = Field(
-        default=None, description="The manifest's other columns, as one JSON object"
-    )
+    metadata_json: str | None = Field(default=None, description="The manifest's other columns, as one JSON object")
 
 
 class RunRow(Row):

@@ -246,17 +246,9 @@ class Store:
             if location.scheme == "file" and not stat.S_ISREG(info["mode"]):
                 raise IsADirectoryError
             size = int(info["size"])
-            if (
-                location.scheme == "file"
-            ):  # no content hash on a disk: a changed file has a new time of change
+            if location.scheme == "file":  # no content hash on a disk: a changed file has a new time of change
                 return SourceStat(size, f"{int(info['mtime'] * 1e6):x}-{size:x}")
-            etag = (
-                info.get("ETag")
-                or info.get("etag")
-                or info.get("md5Hash")
-                or info.get("LastModified")
-                or size
-            )
+            etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("LastModified") or size
             return SourceStat(size, str(etag).strip('"'))
 
     def open_media(self, uri: str) -> BinaryIO:

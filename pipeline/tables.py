@@ -250,7 +250,5 @@ def _delta_errors(name: str) -> Iterator[None]:
     except (CommitFailedError, TableNotFoundError):
         raise
     except (DeltaError, OSError) as error:
-        text = redact(
-            str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
-        )
+        text = redact(str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__)
         raise StorageError(f"table {name}: {text}") from None

@@ -13,9 +13,7 @@ ALLOWED_SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
-_QUERY_SECRET = re.compile(
-    r"(?i)([?&][^=&\s]*(?:sig|signature|token|secret|key|credential|password)[^=&\s]*=)[^&\s]+"
-)
+_QUERY_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:sig|signature|token|secret|key|credential|password)[^=&\s]*=)[^&\s]+")
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
 
 
@@ -68,9 +66,7 @@ def locate(uri: str) -> Location:
         raise _forbidden(f"{shown}: '.' or '..' in a URI", "write the full path without '.' and '..'")
     if scheme == "file":
         if not path.startswith("/"):
-            raise _forbidden(
-                f"{shown}: a relative path", "write an absolute path, or a URL such as s3://bucket/key"
-            )
+            raise _forbidden(f"{shown}: a relative path", "write an absolute path, or a URL such as s3://bucket/key")
         return Location("file", os.path.realpath(path))
     bucket = path.partition("/")[0]
     if not bucket:

@@ -83,9 +83,9 @@ def align_batch(
     lists = [anchor_ids(item) for item in per_item]
     longest = max(map(len, lists))
     ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in lists], dtype=torch.int64)
-    spans = torch.stack(
-        [align(item, frames, sample_rate=sample_rate, hop_length=hop_length) for item in per_item]
-    ).to(audio_pad_mask.device)
+    spans = torch.stack([align(item, frames, sample_rate=sample_rate, hop_length=hop_length) for item in per_item]).to(
+        audio_pad_mask.device
+    )
     padding = torch.where(audio_pad_mask, NULL, LEADING_IDS.index(PAD))
     return ids.to(audio_pad_mask.device), torch.where(spans > 0, spans, padding)
 

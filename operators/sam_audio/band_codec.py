@@ -61,13 +61,15 @@ class BandCodec(nn.Module):
     def __init__(self, config: BandCodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.sample_rate, self.hop_length, self.channels = config.sample_rate, config.hop_length, config.n_bands
-        n_bins = config.n_fft // 2 + 1
-        # Rebuilt from the config, so not in the checkpoint.
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.register_buffer(
-            "bands", band_matrix(config.n_bands, n_bins, config.sample_rate), persistent=False
+        self.sample_rate, self.hop_length, self.channels = (
+            config.sample_rate,
+            config.hop_length,
+            config.n_bands,
         )
+        n_bins = config.n_fft // 2 + 1
+        # Rebuilt from the config, so not in the checkpoint; real even when the model is built on the meta device.
+        self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
+        self.register_buffer("bands", band_matrix(config.n_bands, n_bins, config.sample_rate), persistent=False)
 
     @property
     def context_frames(self) -> int:

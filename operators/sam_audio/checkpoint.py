@@ -6,6 +6,7 @@ facebookresearch/sam-audio: a flat float32 state dict). Nothing is executed from
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import tempfile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SHIPPED = {"tiny": Path(__file__).parent / "weights"}
 CONFIG_NAME = "config.json"
+_END_BYTES = 4 << 20
 WEIGHT_NAMES = ("model.safetensors", "checkpoint.pt")
 
 # Parts a checkpoint may hold that are built (and loaded) elsewhere, if at all.
@@ -45,6 +47,20 @@ def read_config(
     """The configuration of a model; `overrides` replace top-level entries of its `config.json`."""
     with _open(name_or_path, revision) as get:
         return _parse_config(get(CONFIG_NAME), overrides or {})
+
+
+def fingerprint(name_or_path: str | Path, *, revision: str | None = None) -> str:
+    """Hash that tells checkpoints apart without reading gigabytes: the config, and size and both ends of the weights."""
+    with _open(name_or_path, revision) as get:
+        digest = hashlib.sha256(get(CONFIG_NAME).read_bytes())
+        weights = _first(get, WEIGHT_NAMES, str(name_or_path))
+        size = weights.stat().st_size
+        digest.update(str(size).encode())
+        with weights.open("rb") as file:
+            digest.update(file.read(_END_BYTES))
+            file.seek(max(size - _END_BYTES, 0))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def load(
@@ -66,7 +82,8 @@ def load(
         with torch.device("meta"):
             model = build(config)
         assign(model, _read_weights(weights), source=str(weights))
-    return model.eval().to(device)
+    model.eval()
+    return model.to(device)
 
 
 def assign(model: SAMAudio, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -87,7 +104,11 @@ def assign(model: SAMAudio, state: Mapping[str, Tensor], *, source: str) -> None
     ]
     problems = [
         f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-        for what, found in (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
+        for what, found in (
+            ("missing keys", missing),
+            ("unexpected keys", unexpected),
+            ("wrong shapes", shapes),
+        )
         if found
     ]
     if problems:
@@ -100,18 +121,15 @@ def assign(model: SAMAudio, state: Mapping[str, Tensor], *, source: str) -> None
 
 def save(model: SAMAudio, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` into `folder` (made if missing)."""
+    model.transformer.set_heads_first(False)  # the checkpoint's layout
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHT_NAMES[0]
-    )
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHT_NAMES[0])
 
 
 def _skipped(key: str, vision: bool) -> bool:
-    return key.startswith(_ELSEWHERE) or (
-        vision and key.startswith(_VISION) and not key.startswith(_VISION_TOWER)
-    )
+    return key.startswith(_ELSEWHERE) or (vision and key.startswith(_VISION) and not key.startswith(_VISION_TOWER))
 
 
 def _parse_config(path: Path, overrides: Mapping[str, Any]) -> SAMAudioConfig:

@@ -2,7 +2,8 @@
 
 Key names and defaults are those of facebookresearch/sam-audio (`sam_audio/model/config.py`, 68b48d4); the class
 defaults are the *base* size. What the shipped small model does differently is named here as well
-(`prediction`, `mixture_skip`, `long_form`, the `band` codec, the `minilm` text encoder), so that one code path serves both.
+(`prediction`, `mixture_skip`, `long_form`, the `band` codec, the `minilm` text encoder), so that one code
+path serves both.
 """
 
 from __future__ import annotations
@@ -210,9 +211,7 @@ class SAMAudioConfig:
 
 
 def _released(dim: int, heads: int, layers: int) -> SAMAudioConfig:
-    return SAMAudioConfig(
-        transformer=TransformerConfig(dim=dim, n_heads=heads, n_layers=layers, context_dim=dim)
-    )
+    return SAMAudioConfig(transformer=TransformerConfig(dim=dim, n_heads=heads, n_layers=layers, context_dim=dim))
 
 
 # Widths and depths of facebook/sam-audio-*; the -tv variants have the sizes of their siblings.

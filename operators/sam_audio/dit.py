@@ -6,6 +6,7 @@ Shape legend: B batch, T latent frames, L text tokens, D width, H heads, K head 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +69,7 @@ class Embedder(nn.Module):
 def sinusoid(time: Tensor, dim: int) -> Tensor:
     """Cosines, then sines, of `time` [B] at dim//2 geometric frequencies from 1 to 1/10000: [B, dim]; time unscaled."""
     half = dim // 2
-    frequency = torch.exp(
-        torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(10_000) / half)
-    )
+    frequency = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(10_000) / half))
     angle = time.float()[:, None] * frequency
     out = torch.cat([angle.cos(), angle.sin()], dim=-1)
     return F.pad(out, (0, dim % 2))
@@ -182,9 +181,7 @@ class Layer(nn.Module):
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(6, config.dim) / config.dim**0.5)
         self.attention = Attention(config)
-        self.feed_forward = GatedMLP(
-            config.dim, config.ffn_dim, config.dim, config.non_linearity, config.fc_bias
-        )
+        self.feed_forward = GatedMLP(config.dim, config.ffn_dim, config.dim, config.non_linearity, config.fc_bias)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.cross_attention = Attention(config)
@@ -205,9 +202,7 @@ class Layer(nn.Module):
         def drop(y: Tensor) -> Tensor:
             return F.dropout(y, self.dropout, self.training)
 
-        a = self.attention(
-            self.attention_norm(x) * (1 + scale_a) + shift_a, mask=padding_mask, rope=rope
-        )
+        a = self.attention(self.attention_norm(x) * (1 + scale_a) + shift_a, mask=padding_mask, rope=rope)
         h = x + gate_a * drop(a)
         h = h + self.cross_attention(h, memory, memory_mask)
         return h + gate_f * drop(self.feed_forward(self.ffn_norm(h) * (1 + scale_f) + shift_f))
@@ -221,18 +216,20 @@ class DiT(nn.Module):
         self.x_embedder = XEmbedder(d)
         self.t_embedder = Embedder(config.frequency_embedding_dim, config, config.timestep_non_linearity)
         self.t_block = nn.Linear(d, 6 * d, bias=config.t_block_bias)
-        self.y_embedder = Embedder(
-            config.context_dim, config, config.context_non_linearity, config.context_norm
-        )
+        self.y_embedder = Embedder(config.context_dim, config, config.context_non_linearity, config.context_norm)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(d, config.norm_eps)
         self.output = nn.Linear(d, config.out_channels, bias=config.fc_bias)
         self.final_layer_scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
         self._rope: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def blocks(self) -> list[Layer]:
+        return cast("list[Layer]", list(self.layers))
+
     def set_heads_first(self, heads_first: bool) -> None:
         """Reorder attention weights for speed (True) or back to the checkpoint's layout (False)."""
-        for layer in self.layers:
+        for layer in self.blocks:
             layer.attention.set_heads_first(heads_first)
             layer.cross_attention.set_heads_first(heads_first)
 
@@ -260,7 +257,7 @@ class DiT(nn.Module):
         padding_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """x [B, T, D] (already projected), time [B] in 0..1, memory [B, L, D]; masks True where valid -> [B, T, 2C]."""
+        """x [B, T, D] (projected), time [B] in 0..1, memory [B, L, D]; masks True where valid -> [B, T, 2C]."""
         c = self.config
         x = self.x_embedder(x)
         t = self.t_embedder(sinusoid(time, c.frequency_embedding_dim).to(x.dtype))  # [B, D]
@@ -268,7 +265,7 @@ class DiT(nn.Module):
         modulation = self.t_block(act(t)).unflatten(-1, (6, c.dim))
         y = F.dropout(self.y_embedder(memory), c.context_embedder_dropout, self.training)
         rope = self.rope(x.shape[1], x.device)
-        for layer in self.layers:
+        for layer in self.blocks:
             x = layer(x, modulation, y, padding_mask, memory_mask, rope)
         shift, scale = (self.final_layer_scale_shift_table + t[:, None]).to(x.dtype)[:, :, None].unbind(1)
         return self.output(self.norm(x) * (1 + scale) + shift)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def solve(velocity: Callable[[float, Tensor], Tensor], z: Tensor, solver: Solver
     if solver.method not in METHODS:
         raise SolverError(f"method must be one of {', '.join(METHODS)}, got {solver.method!r}")
     grid = time_grid(solver.step_size)
-    for start, end in zip(grid[:-1], grid[1:], strict=True):
+    for start, end in pairwise(grid):
         step = end - start
         slope = velocity(float(start), z)
         if solver.method == "midpoint":

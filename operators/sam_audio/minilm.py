@@ -35,14 +35,18 @@ class MiniLMTextEncoder:
 
     def _load(self) -> tuple:
         if self._parts is None:
+            from safetensors.torch import load_file
             from tokenizers import Tokenizer
-            from transformers import BertModel
+            from transformers import BertConfig, BertModel
 
             folder = wheel_folder()
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             tokenizer.enable_truncation(self.config.max_length)
             tokenizer.enable_padding()
-            model = BertModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False)
+            model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+            weights = load_file(folder / "model.safetensors")
+            unused = ("pooler.", "embeddings.position_ids")
+            model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(unused)})
             self._parts = tokenizer, model.eval().requires_grad_(False).to(self._device)
         return self._parts
 

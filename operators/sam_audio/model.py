@@ -6,8 +6,6 @@ Shapes: B recordings, K candidates each, T latent frames, C codec channels, D mo
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,35 +17,13 @@ from torch.nn import functional as F
 
 from . import checkpoint, flow
 from .anchors import EmbedAnchors
-from .config import BandCodecConfig, ConfigError, SAMAudioConfig, SolverConfig
-from .dit import DiT
+from .conditions import AlignMaskedVideo, Conditions, TextEncoder, TextFeatures
+from .config import BandCodecConfig, SAMAudioConfig, SolverConfig
+from .dit import DiT, sinusoid
 from .processor import Batch
 
-TextEncoder = Callable[[list[str]], tuple[Tensor, Tensor]]
 # Called with extracted_audio, input_audio, descriptions, videos, sample_rate; returns scores [B, K].
 Ranker = Callable[..., Tensor]
-
-_TEXTS_KEPT = 1024  # a job has a handful of prompts; this bounds a service that sees many
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the network is given besides noise and time: computed once a solve."""
-
-    frames: Tensor  # [B, T, D] the constant part of the input: mixture, video, anchors
-    memory: Tensor  # [B, L, D] projected text, without time
-    mixture: Tensor  # [B, T, 2C] mixture latents twice
-    memory_mask: Tensor | None = None  # [B, L]
-    padding_mask: Tensor | None = None  # [B, T]
-
-    def repeat(self, times: int) -> Conditions:
-        """Every row `times` times, copies next to each other."""
-        return Conditions(
-            *(
-                None if tensor is None else tensor.repeat_interleave(times, dim=0)  # type: ignore[arg-type]
-                for tensor in (self.frames, self.memory, self.mixture, self.memory_mask, self.padding_mask)
-            )
-        )
 
 
 @dataclass
@@ -57,19 +33,6 @@ class SeparationResult:
     target: list[Tensor]
     residual: list[Tensor]
     noise: Tensor  # [B * K, T, 2C]
-
-
-class AlignMaskedVideo(nn.Module):
-    """Video features [B, V, T] to what they add to the frames, [B, T, D] (reference: `AlignModalities`)."""
-
-    def __init__(self, video_dim: int, dim: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(video_dim, dim, kernel_size=1)
-        self.layer_norm = nn.LayerNorm(dim)
-        self.gate = nn.Parameter(torch.zeros(1))
-
-    def forward(self, video: Tensor) -> Tensor:
-        return torch.tanh(self.gate) * self.layer_norm(self.conv(video).transpose(1, 2))
 
 
 class SAMAudio(nn.Module):
@@ -89,9 +52,7 @@ class SAMAudio(nn.Module):
         self.proj = nn.Linear(config.in_channels, dim)
         self.embed_anchors = EmbedAnchors(config.num_anchors, config.anchor_embedding_dim, dim)
         self.memory_proj = nn.Linear(config.text_encoder.dim, dim)
-        # In a list, because a module attribute would put its weights into the state dict.
-        self._text_encoder = [text_encoder]
-        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._text_features = TextFeatures(config.text_encoder, text_encoder)
 
     @classmethod
     def from_pretrained(
@@ -130,29 +91,11 @@ class SAMAudio(nn.Module):
     @property
     def text_encoder(self) -> TextEncoder:
         """The text encoder, built when first used and moved to the model's device."""
-        encoder = self._text_encoder[0]
-        if encoder is None:
-            encoder = self._text_encoder[0] = _text_encoder(self.config)
-        if isinstance(encoder, nn.Module):
-            encoder.to(self.device)
-        return encoder
+        return self._text_features.encoder(self.device)
 
     def encode_text(self, descriptions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Features [B, L, dim] and mask [B, L] (True = token) of descriptions; each is encoded once and kept.
-
-        Encoded one by one, so that a description's features do not depend on its neighbours.
-        """
-        for text in descriptions:
-            if text not in self._texts:
-                features, mask = self.text_encoder([text])
-                self._texts[text] = features[0, mask[0]].to(self.proj.weight)
-            self._texts.move_to_end(text)
-        rows = [self._texts[text].to(self.proj.weight) for text in descriptions]
-        while len(self._texts) > _TEXTS_KEPT:
-            self._texts.popitem(last=False)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        features = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return features, torch.arange(features.shape[1], device=self.device) < lengths[:, None]
+        """Features [B, L, dim] and mask [B, L] (True = token) of descriptions; each is encoded once and kept."""
+        return self._text_features(descriptions, self.proj.weight)
 
     def no_video(self, batch: int) -> Tensor | None:
         """Features [B, V, 1] that stand for an absent video: zeros, which add a constant to every frame."""
@@ -195,7 +138,7 @@ class SAMAudio(nn.Module):
         weight = self.proj.weight
         stems = z.shape[-1]
         x = conditions.frames + F.linear(z.to(weight), weight[:, :stems])
-        memory = conditions.memory + _time_embedding(time, x.shape[-1]).to(weight)[:, None]
+        memory = conditions.memory + sinusoid(time, x.shape[-1]).to(weight)[:, None]
         out = self.transformer(
             x, time, memory=memory, padding_mask=conditions.padding_mask, memory_mask=conditions.memory_mask
         ).float()
@@ -270,38 +213,46 @@ class SAMAudio(nn.Module):
                 "pass ranker=..., or use reranking_candidates=1"
             )
         batch = replace(batch).to(self.device)
-        latents = self.audio_codec.encode(batch.audios).transpose(1, 2)  # [B, T, C]
+        b, t = batch.audio_pad_mask.shape
+        if noise is None:
+            noise = self._draw_noise(b, k, t, seeds)
+        elif noise.shape[0] != b * k:
+            raise ValueError(f"noise has {noise.shape[0]} rows, expected {b * k} (recordings x candidates)")
+        z = self.solve(batch, noise, ode_opt)
+        stems = self._decode(z, batch, k, message, generator)  # [B, K, 2, N]
+        lengths = [int(size) * batch.hop_length for size in batch.sizes]
+        best = [0] * b if ranker is None else self._choose(ranker, stems, batch, lengths)
+        picked = [stems[i, best[i], :, :n] for i, n in enumerate(lengths)]
+        return SeparationResult([s[0] for s in picked], [s[1] for s in picked], noise)
+
+    @torch.inference_mode()
+    def solve(self, batch: Batch, noise: Tensor, ode_opt: Mapping[str, Any] | None = None) -> Tensor:
+        """Latents [B * K, T, 2C] of target and residual that the flow takes `noise` (same shape) to."""
+        batch = replace(batch).to(self.device)
+        latents = self.audio_codec.encode(batch.audios).transpose(1, 2).float()  # [B, T, C]
         b, t, c = latents.shape
         if t != batch.audio_pad_mask.shape[1]:
             raise ValueError(
                 f"the batch has {batch.audio_pad_mask.shape[1]} frames, the codec made {t}: "
                 "was it made by this model's processor?"
             )
+        if noise.shape[0] % b or noise.shape[1:] != (t, 2 * c):
+            raise ValueError(f"noise is {list(noise.shape)}, expected {[b, t, 2 * c]} (rows: a multiple of {b})")
         text_features, text_mask = self.encode_text(batch.descriptions)
-        video = self.no_video(b) if batch.masked_video is None else self._encode_video(batch.masked_video)
         conditions = self.condition(
-            torch.cat([latents, latents], dim=-1).float(),
+            torch.cat([latents, latents], dim=-1),
             text_features=text_features,
             text_mask=text_mask,
-            masked_video_features=video,
+            masked_video_features=self._encode_video(batch),
             anchor_ids=batch.anchor_ids,
             anchor_alignment=batch.anchor_alignment,
             audio_pad_mask=batch.audio_pad_mask,
-        ).repeat(k)
-        if noise is None:
-            noise = self._draw_noise(b, k, t, 2 * c, seeds)
-        elif noise.shape != (b * k, t, 2 * c):
-            raise ValueError(f"noise is {list(noise.shape)}, expected {[b * k, t, 2 * c]}")
-        z = flow.solve(
-            lambda time, state: self.evaluate(state, state.new_full((b * k,), time), conditions),
+        ).repeat(noise.shape[0] // b)
+        return flow.solve(
+            lambda time, z: self.evaluate(z, z.new_full((len(z),), time), conditions),
             noise.to(self.device).float(),
             self.solver(ode_opt),
         )
-        stems = self._decode(z, batch, k, message, generator)  # [B, K, 2, N]
-        lengths = [int(size) * batch.hop_length for size in batch.sizes]
-        best = [0] * b if ranker is None else self._choose(ranker, stems, batch, lengths)
-        picked = [stems[i, best[i], :, :n] for i, n in enumerate(lengths)]
-        return SeparationResult([s[0] for s in picked], [s[1] for s in picked], noise)
 
     def solver(self, ode_opt: Mapping[str, Any] | None) -> SolverConfig:
         """The solver an `ode_opt` names; what it leaves out comes from the configuration."""
@@ -313,7 +264,8 @@ class SAMAudio(nn.Module):
             raise ValueError(f"ode_opt: unknown {', '.join(sorted(unknown))}; known are method and options.step_size")
         return replace(self.config.solver, **{name: v for name, v in given.items() if v is not None})
 
-    def _draw_noise(self, b: int, k: int, t: int, channels: int, seeds: Sequence[str] | None) -> Tensor:
+    def _draw_noise(self, b: int, k: int, t: int, seeds: Sequence[str] | None) -> Tensor:
+        channels = 2 * self.config.audio_codec.channels
         if seeds is None:
             return torch.randn(b * k, t, channels, device=self.device)
         if len(seeds) != b:
@@ -321,10 +273,13 @@ class SAMAudio(nn.Module):
         keys = [seed if i == 0 else f"{seed}#{i}" for seed in seeds for i in range(k)]
         return torch.stack([flow.noise(key, t, channels) for key in keys])
 
-    def _encode_video(self, videos: list[Tensor]) -> Tensor:
+    def _encode_video(self, batch: Batch) -> Tensor | None:
+        if batch.masked_video is None:
+            return self.no_video(len(batch.sizes))
         if self.config.vision_encoder is None:
             raise ValueError("this model takes no video: its config has no vision_encoder")
-        return cast(Tensor, self.vision_encoder(videos)).transpose(1, 2)  # [B, V, T]
+        features: Tensor = self.vision_encoder(batch.masked_video)  # [B, T, V]
+        return features.transpose(1, 2)
 
     def _decode(
         self, z: Tensor, batch: Batch, k: int, message: Tensor | None, generator: torch.Generator | None
@@ -333,7 +288,11 @@ class SAMAudio(nn.Module):
         n = t * batch.hop_length
         mixture = F.pad(batch.audios, (0, n - batch.audios.shape[-1])).repeat_interleave(k, dim=0)
         stems = self.audio_codec.decode_stems(
-            z.transpose(1, 2).reshape(rows, 2, -1, t), mixture, message=message, generator=generator, n_samples=n
+            z.transpose(1, 2).reshape(rows, 2, -1, t),
+            mixture,
+            message=message,
+            generator=generator,
+            n_samples=n,
         )
         return cast(Tensor, stems[:, :, 0].reshape(rows // k, k, 2, n))
 
@@ -355,28 +314,8 @@ def _codec(config: SAMAudioConfig) -> Any:
     if isinstance(config.audio_codec, BandCodecConfig):
         from .band_codec import BandCodec
 
-        return BandCodec(config.audio_codec)
+        with torch.device("cpu"):  # it has tables and no weights: nothing would fill them in on the meta device
+            return BandCodec(config.audio_codec)
     from .codec import DACVAE
 
     return DACVAE(config.audio_codec)
-
-
-def _text_encoder(config: SAMAudioConfig) -> TextEncoder:
-    kind = config.text_encoder.kind
-    if kind == "t5":
-        from .text import T5TextEncoder
-
-        return T5TextEncoder(config.text_encoder)
-    if kind == "minilm":
-        from .minilm import MiniLMTextEncoder
-
-        return MiniLMTextEncoder(config.text_encoder)
-    raise ConfigError(f"text_encoder: kind must be 't5' or 'minilm', got {kind!r}")
-
-
-def _time_embedding(time: Tensor, dim: int) -> Tensor:
-    """[cos, sin] of times [B] at dim/2 frequencies from 1 down towards 1/10000: [B, dim] float32."""
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=time.device) * (-math.log(10_000) / half))
-    angles = time.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -131,9 +131,7 @@ class SAMAudioProcessor:
         from torchcodec.decoders import AudioDecoder  # loads FFmpeg's libraries; tensors need none
 
         samples = AudioDecoder(str(audio)).get_all_samples()
-        resampled = torchaudio.functional.resample(
-            samples.data, samples.sample_rate, self.audio_sampling_rate
-        )
+        resampled = torchaudio.functional.resample(samples.data, samples.sample_rate, self.audio_sampling_rate)
         return resampled.mean(0)
 
     def mask_videos(
@@ -154,4 +152,3 @@ def sample_video(video: Tensor, frames: int) -> Tensor:
         raise ValueError(f"processor: videos are [frames, 3, height, width], got {list(video.shape)}")
     index = torch.linspace(0, video.shape[0] - 1, frames).round().long()  # half to even
     return video[index.to(video.device)]
-

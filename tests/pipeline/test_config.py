@@ -62,9 +62,7 @@ def test_lists_come_from_every_source(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        load_config(
-            ["--help"], {"descriptions": ("speech",), "target_label": "dialogue"}, prog="dialogue_extract"
-        )
+        load_config(["--help"], {"descriptions": ("speech",), "target_label": "dialogue"}, prog="dialogue_extract")
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     for name, info in JobConfig.model_fields.items():

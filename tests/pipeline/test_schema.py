@@ -138,9 +138,7 @@ def test_a_bad_row_never_prints_a_secret() -> None:
         ManifestRow.from_record({"uri": "s3://key:topsecret@bucket/a\n.wav"})
     assert "topsecret" not in str(caught.value)
     with pytest.raises(AssetError) as caught:
-        ManifestRow.from_record(
-            {"asset_id": "a", "uri": "https://key:topsecret@h/a\n?X-Amz-Signature=topsecret"}
-        )
+        ManifestRow.from_record({"asset_id": "a", "uri": "https://key:topsecret@h/a\n?X-Amz-Signature=topsecret"})
     assert "topsecret" not in str(caught.value)
 
 

@@ -261,9 +261,7 @@ def test_reads_that_fail_become_asset_errors(error: Exception, cause: str) -> No
     assert cause_of(read).cause == cause
 
 
-def test_wrong_keys_are_access_denied_and_stay_secret(
-    s3_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_keys_are_access_denied_and_stay_secret(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, uri = with_media(f"s3://lake/{uuid.uuid4().hex}")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-abcdef")
     code = (

@@ -221,9 +221,7 @@ def test_compaction_keeps_every_row(lake: str) -> None:
     assert isinstance(tables.read("stems"), pa.Table)
 
 
-def test_an_unreachable_lake_is_reported_without_secrets(
-    s3_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_lake_is_reported_without_secrets(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-secret")
     with pytest.raises(StorageError) as caught:
         Tables(Store("s3://lake/wrong-secret")).add_stems([stem(1)])

@@ -1,7 +1,8 @@
 """The data engine: real recordings in, training mixtures out, on the CPU or wholly on one GPU.
 
-Sources are cut, levelled and spectrally shaped at random, then mixed in the STFT domain, where the band codec's powers of
-both stems and of the mixture come from the same spectra. Every pair of sources gives two examples: either may be the target.
+Sources are cut, levelled and spectrally shaped at random, then mixed in the STFT domain, where the band codec's powers
+of both stems and of the mixture come from the same spectra. Every pair of sources gives two examples: either may be
+the target.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .fetch import catalogue
 SAMPLE_RATE = 48_000
 # Below this level (dB relative to the clip's peak frame) a source counts as silent: the paper's activity threshold.
 SILENCE_DB = -40.0
+NOT = {"speech": prompts.NOT_SPEECH, "music": prompts.NOT_MUSIC, "sfx": prompts.NOT_EFFECTS}
 
 
 @dataclass
@@ -75,7 +77,7 @@ def usable(row: dict, split: str) -> bool:
 
 
 class DataEngine:
-    """Draws batches from the recordings of `data_dir` (see fetch.py) that lie in `part`: "train", "validation" or "eval".
+    """Draws batches from the recordings of `data_dir` (see fetch.py) that lie in one part: train, validation or eval.
 
     Validation recordings are a fixed fiftieth of the train split, so the eval split is never looked at in training.
     """
@@ -133,9 +135,7 @@ class DataEngine:
         """Random smooth equaliser, and sometimes a low-pass: bandwidth must never tell speech from music."""
         n_bands = self.codec.channels
         knots = torch.from_numpy(rng.normal(0, 3.0, 10).astype(np.float32)).to(spectrum.device)
-        db = torch.nn.functional.interpolate(
-            knots[None, None], n_bands, mode="linear", align_corners=True
-        )[0, 0]
+        db = torch.nn.functional.interpolate(knots[None, None], n_bands, mode="linear", align_corners=True)[0, 0]
         gain = 10 ** (db / 20)
         if rng.random() < 0.3:
             hz = np.exp(rng.uniform(np.log(3000), np.log(16000)))
@@ -155,6 +155,7 @@ class DataEngine:
     def batch(self, size: int, rng: np.random.Generator) -> TrainingBatch:
         """`size` examples: size / 2 mixtures, each with either of its halves as the target."""
         rows: list[tuple[Tensor, ...]] = []
+        phrases: list[str] = []
         bands = self.codec.bands
         norm = (2 / self.codec.window.sum()) ** 2
         for _ in range(size // 2):
@@ -172,49 +173,48 @@ class DataEngine:
                 levels[0] = -100.0  # an absent sound: its stem is silence
             master = rng.uniform(-40, -15)
             spectra = torch.stack(
-                [
-                    self.shape(s, rng) * 10 ** ((level + master) / 20)
-                    for s, level in zip(spectra, levels, strict=True)
-                ]
+                [self.shape(s, rng) * 10 ** ((level + master) / 20) for s, level in zip(spectra, levels, strict=True)]
             )
             a, b = spectra[0], spectra[1:].sum(0)
             mix = a + b
-            power = torch.stack(
-                [
-                    s.real.square() + s.imag.square()
-                    for s in (a, b, mix)
-                ]
-                + [a.real * mix.real + a.imag * mix.imag]
-            ) @ bands * norm  # [4, T, C]
+            power = (
+                torch.stack(
+                    [s.real.square() + s.imag.square() for s in (a, b, mix)] + [a.real * mix.real + a.imag * mix.imag]
+                )
+                @ bands
+                * norm
+            )  # [4, T, C]
             gain_a = (power[3] / power[2].clamp_min(1e-12)).clamp(0, 1)
             first = self.draw_phrase(kinds[0], drawn[0][1], rng)
-            if three:
-                rest = {"speech": prompts.NOT_SPEECH, "music": prompts.NOT_MUSIC, "sfx": prompts.NOT_EFFECTS}
-                options = rest[kinds[0]]
-                second = options[rng.integers(len(options))]
+            if three or rng.random() < 0.1:
+                rest = NOT[kinds[0]]
+                second = rest[rng.integers(len(rest))]
             else:
                 second = self.draw_phrase(kinds[1], drawn[1][1], rng)
-                if rng.random() < 0.1:
-                    rest = {"speech": prompts.NOT_SPEECH, "music": prompts.NOT_MUSIC, "sfx": prompts.NOT_EFFECTS}
-                    options = rest[kinds[0]]
-                    second = options[rng.integers(len(options))]
             latents = self.codec.latents_of_power(power[:3])
-            rows.append((latents[2], latents[0], latents[1], gain_a, power[2], first, power[0]))  # type: ignore[arg-type]
-            rows.append((latents[2], latents[1], latents[0], 1 - gain_a, power[2], second, power[1]))  # type: ignore[arg-type]
+            rows.append((latents[2], latents[0], latents[1], gain_a, power[2], power[0]))
+            rows.append((latents[2], latents[1], latents[0], 1 - gain_a, power[2], power[1]))
+            phrases += [first, second]
         mixture, target, residual, gain, mix_power = (
             torch.stack([r[i] for r in rows]).transpose(1, 2) for i in range(5)
         )
         # Stems far below the mixture are inaudible and cannot be inferred: their latents stop 40 dB under it.
         floor = mixture - 40 / 20
-        ids = torch.tensor([self.prompt_id[r[5]] for r in rows], device=bands.device)
-        activity = torch.stack([r[6].sum(-1) for r in rows])
+        ids = torch.tensor([self.prompt_id[p] for p in phrases], device=bands.device)
+        activity = torch.stack([r[5].sum(-1) for r in rows])
         anchor = self.spans(activity, rng)
         return TrainingBatch(
-            mixture, torch.maximum(target, floor), torch.maximum(residual, floor), gain, mix_power, ids, anchor
+            mixture,
+            torch.maximum(target, floor),
+            torch.maximum(residual, floor),
+            gain,
+            mix_power,
+            ids,
+            anchor,
         )
 
     def spans(self, activity: Tensor, rng: np.random.Generator) -> Tensor:
-        """Anchor token of every frame [B, T]: `+` (1) where the target sounds, in half of the examples, else null (0)."""
+        """Anchor token of every frame [B, T]: `+` (1) where the target sounds, in half of the examples, else 0."""
         loud = activity > activity.amax(-1, keepdim=True).clamp_min(1e-9) * 10 ** (SILENCE_DB / 10)
         # Pauses under 250 ms are part of the sound: close gaps of up to six frames.
         closed = torch.nn.functional.max_pool1d(loud.float()[:, None], 7, 1, 3)

@@ -86,7 +86,7 @@ def decode_mono(path: Path) -> np.ndarray:
     options = {"sample_rate": str(rate)} if rate else {}
     source = io.BytesIO(path.read_bytes())
     # Tags of old game files are in every encoding there is; nothing here reads them.
-    with av.open(source, format=raw, options=options, metadata_errors="ignore") as container:
+    with av.open(source, "r", format=raw, options=options, metadata_errors="ignore") as container:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         chunks = []
         try:

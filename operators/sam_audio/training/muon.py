@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024) for stacks of equal matrices, in float32.
 
-torch.optim.Muon orthogonalises one matrix at a time in bfloat16, which on a CPU took twice the time of the small model's
-forward and backward passes together; one batched product per shape takes a tenth of it.
+torch.optim.Muon orthogonalises one matrix at a time in bfloat16, which on a CPU took twice the time of the small
+model's forward and backward passes together; one batched product per shape takes a tenth of it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, scaled so that an update has the size that AdamW's would (Liu et al., 2025)."""
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -46,6 +44,7 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 updates = []
                 for p in params:
+                    assert p.grad is not None
                     buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]))

@@ -2,8 +2,8 @@
 
     python -m operators.sam_audio.training.train DATA_DIR --out out/tiny --minutes 90
 
-Resumes from `--out/last.pt` when it is there; `--out/best/` holds the averaged weights with the best validation score, in
-the layout that `SAMAudio.from_pretrained` reads. Runs on the CPU or on one GPU (`--device cuda`).
+Resumes from `--out/last.pt` when it is there; `--out/best/` holds the averaged weights with the best validation score,
+in the layout that `SAMAudio.from_pretrained` reads. Runs on the CPU or on one GPU (`--device cuda`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ def tiny_config(dim: int = 128, layers: int = 6, heads: int = 4) -> SAMAudioConf
         text_encoder=TextEncoderConfig(kind="minilm", name="all-MiniLM-L6-v2", max_length=64, dim=384),
         vision_encoder=None,
         transformer=TransformerConfig(
-            dim=dim, n_heads=heads, n_layers=layers, dropout=0.0, context_dim=dim, out_channels=2 * codec.n_bands
+            dim=dim,
+            n_heads=heads,
+            n_layers=layers,
+            dropout=0.0,
+            context_dim=dim,
+            out_channels=2 * codec.n_bands,
         ),
         anchor_embedding_dim=64,
         span_predictor=None,
@@ -78,7 +83,7 @@ def initialise(model: SAMAudio) -> None:
         elif name in ("embed_anchors.gate",):
             nn.init.constant_(p, 0.5)
     with torch.no_grad():
-        for layer in model.transformer.layers:
+        for layer in model.transformer.blocks:
             layer.scale_shift_table[2].fill_(0.5)
             layer.scale_shift_table[5].fill_(0.5)
             layer.cross_attention.wo.weight.mul_(0.5)
@@ -104,8 +109,8 @@ def optimizers(model: SAMAudio, recipe: Recipe) -> list[torch.optim.Optimizer]:
 def losses(model: SAMAudio, batch: TrainingBatch, texts: tuple[Tensor, Tensor], z: Tensor, t: Tensor, recipe: Recipe):
     """(total, relative error energy [B]): squared error of the clean latents, and energy-weighted error of the gain.
 
-    The gain's error, weighted by the mixture's energy per band and frame, is the error energy that the decoded stem will
-    have (bands taken as orthogonal), so it follows the signal-to-distortion ratio.
+    The gain's error, weighted by the mixture's energy per band and frame, is the error energy that the decoded stem
+    will have (bands taken as orthogonal), so it follows the signal-to-distortion ratio.
     """
     size = len(batch.prompt)
     features, mask = texts[0][batch.prompt], texts[1][batch.prompt]
@@ -136,7 +141,9 @@ def losses(model: SAMAudio, batch: TrainingBatch, texts: tuple[Tensor, Tensor], 
     return recipe.latent_weight * latent_error + recipe.gain_weight * gain_error, error.detach()
 
 
-def prefetch(engine: DataEngine, size: int, seed: int, device: torch.device, threads: int = 1) -> Iterator[TrainingBatch]:
+def prefetch(
+    engine: DataEngine, size: int, seed: int, device: torch.device, threads: int = 1
+) -> Iterator[TrainingBatch]:
     """Batches drawn in background threads (the FFTs and copies release the interpreter lock)."""
     ready: queue.Queue[TrainingBatch] = queue.Queue(4)
 
@@ -158,14 +165,27 @@ def learning_rate(progress: float, step: int, recipe: Recipe) -> float:
 
 
 class Trainer:
-    def __init__(self, data_dir: Path, out: Path, config: SAMAudioConfig, recipe: Recipe, device: str) -> None:
+    """A run in the folder `out`; continues the one whose `last.pt` lies there. `fast`: compiled, in bfloat16."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        out: Path,
+        config: SAMAudioConfig,
+        recipe: Recipe,
+        device: str,
+        *,
+        fast: bool = True,
+    ) -> None:
         self.out, self.recipe, self.device = out, recipe, torch.device(device)
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         self.model = SAMAudio(config).to(self.device).train()
         initialise(self.model)
         self.model.transformer.set_heads_first(True)
-        self.model.transformer.compile()
+        self.fast = fast
+        if fast:
+            self.model.transformer.compile()
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.optimizers = optimizers(self.model, recipe)
         codec = self.model.audio_codec
@@ -180,8 +200,8 @@ class Trainer:
             self._resume()
 
     def precision(self) -> torch.autocast:
-        """bfloat16 matrix products over float32 weights: with compilation 1.3 times the steps on a CPU that has them."""
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """bfloat16 matrix products over float32 weights: compiled, 1.3 times the steps on a CPU that has them."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast)
 
     def _resume(self) -> None:
         state = torch.load(self.out / "last.pt", weights_only=True, map_location=self.device)
@@ -262,7 +282,14 @@ class Trainer:
                 bar.set_postfix_str(f"loss {float(loss.detach()):.3f} error {running:.2f} dB best {self.best:.2f} dB")
                 if self.step % validate_every == 0:
                     score = self.validate()
-                    self.log.append({"step": self.step, "seconds": self.seconds, "train_db": running, "validation_db": score})
+                    self.log.append(
+                        {
+                            "step": self.step,
+                            "seconds": self.seconds,
+                            "train_db": running,
+                            "validation_db": score,
+                        }
+                    )
                     (self.out / "log.json").write_text(json.dumps(self.log, indent=1))
                     self.save()
         self.validate()

@@ -1,0 +1,48 @@
+"""What a plan needs to know of a model, without its weights in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .sam_audio.checkpoint import fingerprint, read_config
+from .sam_audio.config import SolverConfig
+from .sam_audio.long_form import exact_halo_frames
+from .sam_audio.model import SAMAudio
+from .segments import FADE_FRAMES
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """`version` changes with the configuration, the weights or the solver; frames are latent frames."""
+
+    version: str
+    sample_rate: int
+    hop_length: int
+    window_frames: int
+    stride_frames: int
+    halo_frames: int
+
+    def frames(self, seconds: float) -> int:
+        """Latent frames that cover so many seconds, rounded up; a hair of float error makes no frame."""
+        samples = round(seconds * self.sample_rate)
+        return -(-samples // self.hop_length)
+
+
+def describe(model: str, solver: SolverConfig | None = None) -> ModelFacts:
+    """Facts of a model by name or path. Raises CheckpointError when it is not there."""
+    config = read_config(model)
+    with torch.device("meta"):
+        built = SAMAudio(config)
+    stamp = [fingerprint(model), asdict(solver or config.solver)]
+    return ModelFacts(
+        version=hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16],
+        sample_rate=config.audio_codec.sample_rate,
+        hop_length=config.audio_codec.hop_length,
+        window_frames=config.long_form.window,
+        stride_frames=config.long_form.stride,
+        halo_frames=exact_halo_frames(built, FADE_FRAMES),
+    )

@@ -1,0 +1,100 @@
+"""The whole data flow, top to bottom: planned segments -> decode -> separate -> write -> result rows at the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+
+from pipeline.config import JobConfig
+from pipeline.plan import Work
+from pipeline.stages import Context, DecodeStage, SeparateStage, WriteStage, threads_per_actor
+
+# Blocks of one segment each: larger targets make Ray gather segments, which costs it time and store memory.
+BLOCK_BYTES = 12 << 20
+# A lost node without a replacement can leave Ray waiting; after this long without progress it gives up and is rerun.
+NO_PROGRESS_SECONDS = 600
+
+
+def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
+    """Run the work on the cluster; yields result rows (see stages) as they come, in no order."""
+    config = context.config
+    separators = config.separators or max(1, _gpus())
+    gpus = _gpus_each(config, separators)
+    rows = pa.table({"work": [work.to_json() for work in todo]})
+    flow = (
+        ray.data.from_arrow(rows)
+        .repartition(target_num_rows_per_block=1)
+        .map(
+            DecodeStage(context).__call__,
+            compute=TaskPoolStrategy(size=config.decoders or _cpus()),
+            num_cpus=1,
+            max_retries=config.max_attempts + 2,
+        )
+        .map_batches(
+            SeparateStage,
+            compute=ActorPoolStrategy(size=separators),
+            batch_size=config.segments_per_batch,
+            # On a GPU the CPU only feeds it; without one the model uses what Ray does not count.
+            num_cpus=0,
+            num_gpus=gpus,
+            fn_constructor_args=(context, None if _real_gpus() else threads_per_actor(separators)),
+            max_restarts=-1,
+            max_task_retries=config.max_attempts + 2,
+        )
+        .map(
+            WriteStage(context).__call__,
+            compute=TaskPoolStrategy(size=config.writers or _cpus()),
+            num_cpus=0.5,
+            max_retries=config.max_attempts + 2,
+        )
+    )
+    yield from flow.iter_rows()
+
+
+def connect(config: JobConfig) -> None:
+    """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine."""
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not os.environ.get("RAY_ADDRESS"):
+            # Model actors are placed by GPU; where there is none, Ray is told of as many as there are replicas.
+            fake = {} if _local_gpus() else {"num_gpus": config.separators or 1}
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1), **fake}
+        ray.init(**options)
+    data = DataContext.get_current()
+    data.target_max_block_size = BLOCK_BYTES
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+    data.execution_options.preserve_order = False
+    data.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _real_gpus() -> bool:
+    return any(key.startswith("accelerator_type") for key in ray.cluster_resources())
+
+
+def _cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _gpus_each(config: JobConfig, separators: int) -> float:
+    if config.gpus_per_separator is not None:
+        return config.gpus_per_separator
+    # As many replicas as asked for, on the GPUs there are.
+    return min(1.0, _gpus() / separators)

@@ -1,0 +1,178 @@
+"""One execution of a job, from its settings to its exit code."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from operators.describe import describe
+from operators.sam_audio.checkpoint import CheckpointError
+from operators.sam_audio.config import ConfigError, SolverConfig
+from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.metrics import Progress
+from pipeline.plan import Plan, Planner, read_manifest
+from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
+from pipeline.stages import Context, failure_row
+from pipeline.storage import StorageError, Store
+from pipeline.tables import Tables
+from pipeline.uris import redact
+
+OK, BROKEN, WRONG_CONFIG = 0, 1, 2
+
+
+def main(job: str, argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None, doc: str = "") -> int:
+    """Read the settings (command line, environment, YAML; see `--help`) and run. Returns the exit code.
+
+    0: every item is committed or recorded as failed. 1: the run itself broke. 2: the settings are wrong.
+    """
+    try:
+        config = load_config(sys.argv[1:] if argv is None else argv, defaults, prog=f"{job}.py", description=doc)
+        return run(config, job)
+    except (JobConfigError, ConfigError, CheckpointError) as error:
+        print(f"{job}: {error}", file=sys.stderr)
+        return WRONG_CONFIG
+
+
+def run(config: JobConfig, job: str) -> int:
+    """Run a job. Raises JobConfigError or CheckpointError when its settings cannot be used; else the exit code."""
+    if not config.lake:
+        raise JobConfigError("lake is empty; give a folder or URL")
+    started = time.monotonic()
+    solver = None
+    if config.solver_method and config.solver_steps:
+        solver = SolverConfig(config.solver_method, 1 / config.solver_steps)
+    facts = describe(config.model, solver)
+    config_hash = config.config_hash(facts.version)
+    store = Store(config.lake, config.read_prefixes)
+    tables = Tables(store)
+    run_row = RunRow(
+        run_id=f"{utc_now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
+        job=job,
+        status="running",
+        started_at=utc_now(),
+        config_hash=config_hash,
+        config_json=config.to_json(),
+        model=redact(config.model),
+        model_version=facts.version,
+        package_version=version("sam-audio-pipeline"),
+        ray_version=version("ray"),
+        host=platform.node(),
+    )
+    try:
+        if not config.dry_run:
+            tables.catch_up(config_hash)
+        committed = tables.committed_item_ids(config_hash)
+        plan = Planner(config, store, facts, config_hash, committed).plan(read_manifest(config.manifest, config.limit))
+        print(_describe_plan(plan, job), file=sys.stderr)
+        if config.dry_run:
+            return OK
+        tables.create_missing()
+        run_row = run_row.model_copy(update={"items_planned": plan.items, "items_skipped": plan.skipped})
+        tables.put_run(run_row)
+        context = Context(config, store.root, config.read_prefixes, facts, config_hash, run_row.run_id)
+        progress = Progress(len(plan.open_items), plan.audio_seconds, config.progress)
+        progress.started = started
+        recorder = Recorder(tables, config, progress)
+        for rejected in plan.rejected:
+            recorder.failure(failure_row(context.run_id, rejected, "plan", rejected.error))
+        unanswered = _execute(context, plan, recorder)
+    except (StorageError, OSError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        message = redact(f"{type(error).__name__}: {error}")[:2000]
+        print(f"{job}: the run broke: {message}\nRun the same command again: what is committed stays.", file=sys.stderr)
+        if run_row.items_planned:
+            _finish(tables, run_row, "broken", None, started, message)
+        return BROKEN
+    status = "broken" if unanswered else "done"
+    _finish(tables, run_row, status, progress, started, f"{unanswered} items unanswered" if unanswered else None)
+    print(progress.summary(skipped=plan.skipped, lake=store.root, run_id=run_row.run_id), file=sys.stderr)
+    return BROKEN if unanswered else OK
+
+
+class Recorder:
+    """Takes result rows and commits them to the tables, every so many rows or seconds."""
+
+    def __init__(self, tables: Tables, config: JobConfig, progress: Progress) -> None:
+        self.tables, self.config, self.progress = tables, config, progress
+        self.stems: list[StemRow] = []
+        self.failures: list[FailureRow] = []
+        self.answered: set[str] = set()
+        self._last = time.monotonic()
+
+    def stem(self, row: StemRow) -> None:
+        if row.item_id not in self.answered:
+            self.answered.add(row.item_id)
+            self.stems.append(row)
+            self.progress.committed += 1
+        self._flush_if_due()
+
+    def failure(self, row: FailureRow) -> None:
+        # Several segments of an item may fail: it is one failure of the item.
+        if row.item_id not in self.answered:
+            self.answered.add(row.item_id)
+            self.failures.append(row)
+            self.progress.failed += 1
+            self.progress.causes[row.cause] += 1
+        self._flush_if_due()
+
+    def _flush_if_due(self) -> None:
+        waiting = len(self.stems) + len(self.failures)
+        due = time.monotonic() - self._last >= self.config.commit_every_seconds
+        if waiting >= self.config.commit_every_rows or (waiting and due):
+            self.flush()
+
+    def flush(self) -> None:
+        self.tables.add_stems(self.stems)
+        self.tables.add_failures(self.failures)
+        self.stems, self.failures, self._last = [], [], time.monotonic()
+
+
+def _execute(context: Context, plan: Plan, recorder: Recorder) -> int:
+    """Do the work; the number of open items that have neither a commit nor a failure in the end."""
+    progress = recorder.progress
+    if plan.todo:
+        from pipeline import graph  # importing and starting Ray takes seconds: not for a run with nothing to do
+
+        graph.connect(context.config)
+        for result in graph.results(context, plan.todo):
+            progress.audio_seconds += result["audio_seconds"]
+            if result["kind"] == "stem":
+                recorder.stem(StemRow.model_validate_json(result["row"]))
+            elif result["kind"] == "failure":
+                recorder.failure(FailureRow.model_validate_json(result["row"]))
+            progress.update()
+    progress.close()
+    recorder.flush()
+    left = set(plan.open_items) - recorder.answered
+    if left:  # another driver took them while we worked: its markers say so
+        recorder.tables.catch_up(context.config_hash)
+        left -= recorder.tables.committed_item_ids(context.config_hash)
+    for name in ("stems", "failures", "runs"):
+        recorder.tables.compact(name)  # type: ignore[arg-type]
+    return len(left)
+
+
+def _finish(
+    tables: Tables, row: RunRow, status: str, progress: Progress | None, started: float, error: str | None
+) -> None:
+    done = {"status": status, "finished_at": utc_now(), "elapsed_seconds": time.monotonic() - started, "error": error}
+    if progress is not None:
+        done |= {
+            "items_committed": progress.committed,
+            "items_failed": progress.failed,
+            "audio_seconds": progress.audio_seconds,
+        }
+    tables.put_run(row.model_copy(update=done))
+
+
+def _describe_plan(plan: Plan, job: str) -> str:
+    return (
+        f"{job}: {plan.items} items planned, {plan.skipped} committed before, {len(plan.rejected)} rejected; "
+        f"to do: {len(plan.open_items)} items in {len(plan.todo)} segments, {plan.audio_seconds / 3600:.2f} h of audio"
+    )

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from media_files import DEMO
+
+from operators.media import StemWriter, decode_range, read_stem, read_stem_blocks
+
+RATE = 48_000
+
+
+@pytest.fixture(scope="module")
+def music() -> np.ndarray:
+    """`[2, n]` float32, four seconds."""
+    return soundfile.read(DEMO / "music.flac", frames=4 * RATE, dtype="float32")[0].T.copy()
+
+
+def write(path: Path, samples: np.ndarray, form: str, piece: int = 10_001):
+    with StemWriter(path, RATE, samples.shape[0], form) as writer:  # type: ignore[arg-type]
+        for begin in range(0, samples.shape[1], piece):
+            writer.write(samples[:, begin : begin + piece])
+    return writer.close()
+
+
+@pytest.mark.parametrize(("form", "error"), [("flac", 2**-23), ("wav", 0.0)])
+def test_lossless_stems_come_back_as_written(form: str, error: float, music: np.ndarray, tmp_path: Path) -> None:
+    report = write(tmp_path / "stem", music, form)
+    np.testing.assert_allclose(read_stem(tmp_path / "stem"), music, atol=error, rtol=0)
+    assert (report.samples, report.clipped, report.peak) == (music.shape[1], 0, float(np.abs(music).max()))
+
+
+def test_opus_stem_has_the_length_and_the_sound_of_its_source(music: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "stem.opus"
+    report = write(path, music, "opus")
+    with path.open("rb") as file:
+        decoded = decode_range(file, path.name, start=0, stop=None, sample_rate=RATE, expected_seconds=4.0)
+    assert report.samples == music.shape[1]
+    assert decoded.shape == music.shape
+    assert 10 * np.log10(np.mean(music**2) / np.mean((decoded - music) ** 2)) > 10
+
+
+@pytest.mark.parametrize("form", ["flac", "wav", "opus"])
+@pytest.mark.parametrize("channels", [1, 6, 8])
+def test_any_number_of_channels_keeps_its_order(form: str, channels: int, tmp_path: Path) -> None:
+    tones = np.sin(np.arange(RATE) * (np.arange(channels)[:, None] + 2) / 50).astype(np.float32) / 2
+    path = tmp_path / "stem"
+    write(path, tones, form)
+    with path.open("rb") as file:
+        decoded = decode_range(file, "stem", start=0, stop=None, sample_rate=RATE, expected_seconds=1.0)
+    spectra = np.abs(np.fft.rfft(decoded[:, :RATE])).argmax(axis=1)
+    expected = np.abs(np.fft.rfft(tones)).argmax(axis=1)
+    low = 3 if form == "opus" and channels > 4 else -1  # Opus keeps only the bass of the LFE channel
+    keep = np.arange(channels) != low
+    np.testing.assert_array_equal(spectra[keep], expected[keep])
+
+
+@pytest.mark.parametrize("form", ["flac", "opus"])
+def test_samples_beyond_full_scale_are_counted(form: str, music: np.ndarray, tmp_path: Path) -> None:
+    loud = music / np.abs(music).max() * 1.5
+    report = write(tmp_path / "stem", loud, form)
+    assert report.clipped == np.count_nonzero(np.abs(loud) > 1) > 0
+    assert report.peak == pytest.approx(1.5)
+
+
+def test_float_wav_keeps_samples_beyond_full_scale(tmp_path: Path) -> None:
+    loud = np.linspace(-3, 3, RATE, dtype=np.float32)[None]
+    assert write(tmp_path / "stem.wav", loud, "wav").clipped == 0
+    np.testing.assert_array_equal(read_stem(tmp_path / "stem.wav"), loud)
+
+
+def test_blocks_join_to_the_whole_stem(music: np.ndarray, tmp_path: Path) -> None:
+    write(tmp_path / "stem.flac", music, "flac")
+    blocks = list(read_stem_blocks(tmp_path / "stem.flac", block=50_000))
+    assert [block.shape[1] for block in blocks] == [50_000, 50_000, 50_000, 42_000]
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), read_stem(tmp_path / "stem.flac"))
+
+
+def test_memory_does_not_grow_with_the_length_of_a_stem(music: np.ndarray, tmp_path: Path) -> None:
+    tracemalloc.start()
+    with StemWriter(tmp_path / "stem.flac", RATE, 2, "flac") as writer:
+        for _ in range(30):
+            writer.write(music)
+    for block in read_stem_blocks(tmp_path / "stem.flac"):
+        assert block.shape[0] == 2
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * music.nbytes
+
+
+def test_a_stem_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not finite"), StemWriter(tmp_path / "stem.flac", RATE, 1) as writer:
+        writer.write(np.full((1, 10), np.nan, np.float32))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_shape_rate_and_format_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stem format"):
+        StemWriter(tmp_path / "stem.mp3", RATE, 1, "mp3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="44100 Hz"):
+        StemWriter(tmp_path / "stem.opus", 44_100, 1, "opus")
+    with pytest.raises(ValueError, match=r"expected \[2, n\]"), StemWriter(tmp_path / "s.flac", RATE, 2) as writer:
+        writer.write(np.zeros((1, 10), np.float32))
