@@ -7,7 +7,6 @@ playlist that poses as audio cannot make FFmpeg open anything else.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from operators.errors import AssetError
+from operators.headers import has_frame_count, mp4_bytes_missing, other_kind, wav_declared_seconds
 
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 8_000, 192_000
@@ -38,20 +38,6 @@ DEMUXERS = (
 )
 # The length these declare is counted, not estimated from a bit rate.
 EXACT_LENGTH = {"wav", "w64", "flac", "ogg", "mov", "aiff", "caf"}
-OTHER_FILES = (
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x89PNG", "a PNG image"),
-    (b"GIF8", "a GIF image"),
-    (b"BM", "a BMP image"),
-    (b"%PDF", "a PDF document"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"SQLite format 3", "a SQLite database"),
-    (b"PAR1", "a Parquet table"),
-    (b"\x7fELF", "a program"),
-)
 
 
 @dataclass(frozen=True)
@@ -99,10 +85,14 @@ def open_audio(file: BinaryIO, name: str) -> Iterator[AudioSource]:
         file.seek(0)
         head = file.read(4096)
         if size == 0:
+            raise AssetError("empty_file", f"{name} has 0 bytes", "upload the file again or drop it from the manifest")
+        if (what := other_kind(head)) is not None:
+            suffix = PurePosixPath(name).suffix or "media"
             raise AssetError(
-                "empty_file", f"{name} has 0 bytes", "upload the file again or drop it from the manifest"
+                "mislabelled",
+                f"{name} is named {suffix} but holds {what}",
+                "replace it by the recording, or drop it from the manifest",
             )
-        _refuse_other_files(head, name)
         file.seek(0)
         try:
             container = av.open(
@@ -164,24 +154,16 @@ def _stated_seconds(source: AudioSource) -> float | None:
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         only_audio = len(container.streams) == 1
         return container.duration / av.time_base if only_audio and container.duration else None
-    exact = source.format in EXACT_LENGTH or (source.format == "mp3" and _has_frame_count(source.file))
+    if source.format == "wav":
+        position = source.file.tell()
+        beyond = wav_declared_seconds(source.file, source.size_bytes)
+        source.file.seek(position)
+        if beyond is not None:
+            return beyond
+    exact = source.format in EXACT_LENGTH or (source.format == "mp3" and has_frame_count(source.file))
     if not exact or stream.duration is None:
         return None
     return float(stream.duration * source.time_base)
-
-
-def _has_frame_count(file: BinaryIO) -> bool:
-    """Whether an MP3 begins with a Xing, Info or VBRI header, after its ID3 tag (which may hold a large picture)."""
-    position = file.tell()
-    file.seek(0)
-    head = file.read(10)
-    tag = 0
-    if head[:3] == b"ID3":
-        tag = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-    file.seek(tag)
-    first_frame = file.read(4096)
-    file.seek(position)
-    return any(mark in first_frame for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def _scan_seconds(source: AudioSource) -> float:
@@ -239,50 +221,9 @@ def _select(file: BinaryIO, name: str, size: int, container: InputContainer) -> 
     return source
 
 
-def _refuse_other_files(head: bytes, name: str) -> None:
-    what = next((what for magic, what in OTHER_FILES if head.startswith(magic)), None)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        what = "a WebP image"
-    printable = sum(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-    if what is None and b"\0" not in head and printable == len(head) and _decodes(head):
-        what = "text"
-    if what is not None:
-        suffix = PurePosixPath(name).suffix or "media"
-        raise AssetError(
-            "mislabelled",
-            f"{name} is named {suffix} but holds {what}",
-            "replace it by the recording, or drop it from the manifest",
-        )
-
-
-def _decodes(head: bytes) -> bool:
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(head) - 4  # cut in the middle of the last character
-    return True
-
-
 def _cannot_open(file: BinaryIO, size: int, head: bytes, name: str, error: av.error.FFmpegError) -> AssetError:
     if head.count(0) == len(head):
         return corrupt(name, f"its first {len(head)} bytes are all zero")
-    if head[4:8] == b"ftyp" and (missing := _mp4_bytes_missing(file, size)) > 0:
+    if head[4:8] == b"ftyp" and (missing := mp4_bytes_missing(file, size)) > 0:
         return truncated(name, f"{missing:,} bytes of its MP4 boxes are missing")
     return corrupt(name, f"no known media format could be opened ({error.strerror})")
-
-
-def _mp4_bytes_missing(file: BinaryIO, size: int) -> int:
-    """How far the last top-level box of an MP4 file of `size` bytes reaches beyond the end of the file."""
-    position = 0
-    while position < size:
-        file.seek(position)
-        header = file.read(16)
-        if len(header) < 8:
-            return 8 - len(header)
-        length = struct.unpack(">I", header[:4])[0]
-        if length == 1 and len(header) == 16:
-            length = struct.unpack(">Q", header[8:])[0]
-        if length < 8:
-            return 0
-        position += length
-    return position - size

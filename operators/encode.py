@@ -38,9 +38,7 @@ class StemWriter:
     by an error closes and deletes it. `write` raises ValueError for a wrong shape or samples that are not finite.
     """
 
-    def __init__(
-        self, path: str | Path, sample_rate: int, channels: int, format: StemFormat = "flac"
-    ) -> None:
+    def __init__(self, path: str | Path, sample_rate: int, channels: int, format: StemFormat = "flac") -> None:
         if not 1 <= channels <= 8:
             raise ValueError(f"a stem has 1 to 8 channels, not {channels}")
         self.path = Path(path)
@@ -50,14 +48,16 @@ class StemWriter:
         self._clipped = 0
         self._peak = 0.0
         self._keeps_overs = format == "wav"
-        self._sink: _OpusSink | soundfile.SoundFile
-        if format == "opus":
-            self._sink = _OpusSink(self.path, sample_rate, channels)
-        elif format in ("flac", "wav"):
-            subtype = "PCM_24" if format == "flac" else "FLOAT"
-            # RF64 has no 4 GiB limit, and libsndfile writes a plain WAV header when the file stays below it.
-            container = "FLAC" if format == "flac" else "RF64"
-            self._sink = soundfile.SoundFile(self.path, "w", sample_rate, channels, subtype, format=container)
+        self._sink: _FFmpegSink | soundfile.SoundFile
+        if format == "flac":
+            self._sink = soundfile.SoundFile(self.path, "w", sample_rate, channels, "PCM_24", format="FLAC")
+        elif format == "wav":
+            # `rf64=auto`: a plain WAV header unless the file passes 4 GiB (three hours of stereo).
+            self._sink = _FFmpegSink(self.path, sample_rate, channels, "pcm_f32le", "wav", {"rf64": "auto"})
+        elif format == "opus":
+            if sample_rate not in OPUS_RATES:
+                raise ValueError(f"Opus cannot hold {sample_rate} Hz; choose one of {OPUS_RATES}")
+            self._sink = _FFmpegSink(self.path, sample_rate, channels, "libopus", "ogg", {})
         else:
             raise ValueError(f"stem format {format!r}; choose flac, wav or opus")
 
@@ -95,18 +95,19 @@ class StemWriter:
             self.path.unlink(missing_ok=True)
 
 
-class _OpusSink:
-    """Ogg Opus through FFmpeg, with soundfile's `write([n, channels])` and `close()`."""
+class _FFmpegSink:
+    """A file written by FFmpeg, with soundfile's `write([n, channels])` and `close()`."""
 
-    def __init__(self, path: Path, sample_rate: int, channels: int) -> None:
-        if sample_rate not in OPUS_RATES:
-            raise ValueError(f"Opus cannot hold {sample_rate} Hz; choose one of {OPUS_RATES}")
+    def __init__(
+        self, path: Path, sample_rate: int, channels: int, codec: str, container: str, options: dict[str, str]
+    ) -> None:
         self._rate = sample_rate
         self._layout = LAYOUTS[channels]
-        self._container = av.open(str(path), "w", format="ogg")
-        stream = self._container.add_stream("libopus", rate=sample_rate, layout=self._layout)
+        self._container = av.open(str(path), "w", format=container, options=options)
+        stream = self._container.add_stream(codec, rate=sample_rate, layout=self._layout)
         assert isinstance(stream, AudioStream)
-        stream.bit_rate = OPUS_BITS_PER_CHANNEL * channels
+        if codec == "libopus":
+            stream.bit_rate = OPUS_BITS_PER_CHANNEL * channels
         self._stream = stream
         self._position = 0
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from .describe import describe
 from .errors import AssetError
 from .sam_audio.anchors import AnchorError, anchor_frames
 from .sam_audio.codec import DACVAE
@@ -62,12 +61,10 @@ class Separator:
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = SAMAudio.from_pretrained(model)
+        self._model = SAMAudio.from_pretrained(model, device=device)
         self.solver = solver or self._model.config.solver
         self.window_batch = window_batch
-        # Before the weights are rearranged for speed: the same on every machine.
-        self.version = _version(self._model, self.solver)
-        self._model.to(device)
+        self.version = describe(model, self.solver).version
         self._model.transformer.set_heads_first(True)
         if isinstance(self._model.audio_codec, DACVAE):
             self._model.audio_codec.fold_weight_norm()
@@ -87,7 +84,7 @@ class Separator:
     @property
     def halo_frames(self) -> int:
         """Halo with which segments agree exactly where they are joined, wherever the cuts fall."""
-        return exact_halo_frames(self._model, FADE_FRAMES)
+        return exact_halo_frames(self._model, FADE_FRAMES, self.solver)
 
     def __call__(self, requests: Sequence[SegmentRequest]) -> list[SegmentStems | AssetError]:
         """Stems of every request, in order; a request that cannot be processed gives its AssetError instead."""
@@ -145,12 +142,3 @@ def _tensor(waveform: np.ndarray) -> torch.Tensor | AssetError:
             "re-encode the asset from its source",
         )
     return torch.from_numpy(np.require(waveform, np.float32, ["C", "W"]))
-
-
-def _version(model: SAMAudio, solver: SolverConfig) -> str:
-    about = json.dumps([model.config.to_dict(), vars(solver)], sort_keys=True)
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

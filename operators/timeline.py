@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+import av
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -27,6 +28,9 @@ ANCHOR_FRAMES = 16
 JITTER_SECONDS = 0.001
 LONGEST_VORBIS_BLOCK = 8192
 MAX_GAP_SECONDS = 60.0
+# PyAV 18 counts the planes of a frame up to a null pointer, which FFmpeg's frames of 8 planes do not have: it would
+# read wild memory and end the process.
+PLANES_UNSAFE_FROM = 8
 # In these, sound follows sound without time stamps of its own: a hole in time means lost data.
 WITHOUT_GAPS = {"wav", "w64", "flac", "aiff"}
 
@@ -134,13 +138,19 @@ class _Clock:
 
 def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Iterator[Block]:
     try:
-        source.container.seek(clock.stamp(position), stream=source.stream)
+        if source.format == "matroska" and source.has_video:
+            # Its index is of video frames: by the audio stream FFmpeg would read on from the beginning.
+            stamp = clock.stamp(position) * source.time_base
+            source.container.seek(math.floor(stamp * av.time_base))
+        else:
+            source.container.seek(clock.stamp(position), stream=source.stream)
     except av.error.FFmpegError:
         return iter(())  # there is nothing so late in the file
     return _blocks(source)
 
 
 def _blocks(source: AudioSource) -> Iterator[Block]:
+    interleave = av.AudioResampler(format="flt")
     for packet in source.container.demux(source.stream):
         try:
             frames = packet.decode()
@@ -156,7 +166,11 @@ def _blocks(source: AudioSource) -> Iterator[Block]:
                     f"{frame.sample_rate} Hz, {frame.layout.nb_channels} channels in its middle",
                     "split the recording where its format changes",
                 )
-            yield Block(frame.pts, _as_float(frame))
+            if frame.format.is_planar and source.channels >= PLANES_UNSAFE_FROM:
+                samples = np.concatenate([_as_float(packed) for packed in interleave.resample(frame)], axis=1)
+            else:
+                samples = _as_float(frame)
+            yield Block(frame.pts, samples)
 
 
 def _as_float(frame: AudioFrame) -> np.ndarray:

@@ -26,6 +26,7 @@ def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
     config = context.config
     separators = config.separators or max(1, _gpus())
     gpus = _gpus_each(config, separators)
+    # Ray tries a task whose worker died again, without end; the notes under attempts/ (see stages) end that.
     rows = pa.table({"work": [work.to_json() for work in todo]})
     flow = (
         ray.data.from_arrow(rows)
@@ -34,7 +35,6 @@ def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
             DecodeStage(context).__call__,
             compute=TaskPoolStrategy(size=config.decoders or _cpus()),
             num_cpus=1,
-            max_retries=config.max_attempts + 2,
         )
         .map_batches(
             SeparateStage,
@@ -44,14 +44,11 @@ def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
             num_cpus=0,
             num_gpus=gpus,
             fn_constructor_args=(context, None if _real_gpus() else threads_per_actor(separators)),
-            max_restarts=-1,
-            max_task_retries=config.max_attempts + 2,
         )
         .map(
             WriteStage(context).__call__,
             compute=TaskPoolStrategy(size=config.writers or _cpus()),
             num_cpus=0.5,
-            max_retries=config.max_attempts + 2,
         )
     )
     yield from flow.iter_rows()

@@ -294,8 +294,11 @@ class WriteStage:
             with tempfile.TemporaryDirectory(prefix="stems-") as folder:
                 stem = self.write(Path(folder), work, row)
         except Exception as error:  # one item must not end the run
-            failure = context.failure(item, "write", error)
-            return {"kind": "failure", "row": failure.model_dump_json(), "audio_seconds": 0.0}
+            # Another driver that committed the item deletes its parts, and ours with them, while we join.
+            stem = self.committed(item)
+            if stem is None:
+                failure = context.failure(item, "write", error)
+                return {"kind": "failure", "row": failure.model_dump_json(), "audio_seconds": 0.0}
         if stem is None:
             return {"kind": "part", "row": "", "audio_seconds": seconds}
         return {"kind": "stem", "row": stem.model_dump_json(), "audio_seconds": seconds}
@@ -312,12 +315,21 @@ class WriteStage:
                 with StemWriter(path, self.context.facts.sample_rate, samples.shape[0], "wav") as writer:
                     writer.write(samples)
                 store.upload(path, name, if_absent=False)
-        # Listed after our own parts are stored: whoever stores last sees them all. Two may: the marker decides.
-        if len(stored_parts(store, self.context.config_hash, item)) < item.segment_count:
-            return None
-        stem = self.commit(store, item, folder, self.joined(store, item, work.total_frames, folder))
+        # Asked after our own parts are stored: whoever stores last sees them all. Two may: the marker decides.
+        stem = self.committed(item)
+        if stem is None:
+            if len(stored_parts(store, self.context.config_hash, item)) < item.segment_count:
+                return None
+            stem = self.commit(store, item, folder, self.joined(store, item, work.total_frames, folder))
         store.delete_prefix(parts_prefix(self.context.config_hash, item.item_id))
         return stem
+
+    def committed(self, item: Item) -> StemRow | None:
+        """The item's row, if some writer has committed it."""
+        marker = commit_key(self.context.config_hash, item.item_id)
+        if not self.context.store.exists(marker):
+            return None
+        return StemRow.model_validate_json(self.context.store.read_bytes(marker))
 
     def joined(
         self, store: Store, item: Item, total_frames: int, folder: Path
@@ -339,9 +351,8 @@ class WriteStage:
     ) -> StemRow:
         """Write both stems, store them, and put the marker: of several writers of an item exactly one wins."""
         context, config = self.context, self.context.config
-        marker = commit_key(context.config_hash, item.item_id)
-        if store.exists(marker):
-            return StemRow.model_validate_json(store.read_bytes(marker))
+        if (done := self.committed(item)) is not None:
+            return done
         paths = [folder / f"{name}.{config.stem_format}" for name in ("target", "residual")]
         reports, channels = write_stems(paths, pieces, context.facts.sample_rate, config.stem_format)
         keys = [
@@ -376,8 +387,9 @@ class WriteStage:
             committed_at=utc_now(),
             metadata_json=item.metadata_json,
         )
-        if store.put_if_absent(marker, row.model_dump_json().encode()):
-            return row
+        marker = commit_key(context.config_hash, item.item_id)
+        store.put_if_absent(marker, row.model_dump_json().encode())
+        # Read back: a put whose answer was lost, and was sent again, may have been refused by itself.
         return StemRow.model_validate_json(store.read_bytes(marker))
 
 

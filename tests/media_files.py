@@ -43,6 +43,8 @@ def make_media(
     path: Path, kind: str, *, seconds: float = 8.0, rate: int = 44_100, channels: int = 2, source: str = "music.flac"
 ) -> Path:
     """Encode the beginning of a demo recording, repeated as needed, as `kind` (a key of FORMATS)."""
+    if "libopus" in FORMATS[kind]:
+        rate = 48_000  # Opus has no other
     inputs: list[str | Path] = ["-stream_loop", "-1", "-i", DEMO / source]
     codecs: list[str] = []
     if kind in WITH_VIDEO:

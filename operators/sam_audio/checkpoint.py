@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 SHIPPED = {"tiny": Path(__file__).parent / "weights"}
 CONFIG_NAME = "config.json"
-_END_BYTES = 4 << 20
 WEIGHT_NAMES = ("model.safetensors", "checkpoint.pt")
+_END_BYTES = 4 << 20
 
 # Parts a checkpoint may hold that are built (and loaded) elsewhere, if at all.
 _ELSEWHERE = ("text_encoder.", "visual_ranker.", "text_ranker.", "span_predictor.")
@@ -50,7 +50,7 @@ def read_config(
 
 
 def fingerprint(name_or_path: str | Path, *, revision: str | None = None) -> str:
-    """Hash that tells checkpoints apart without reading gigabytes: the config, and size and both ends of the weights."""
+    """Hash that tells checkpoints apart without reading gigabytes: config, size and both ends of the weights."""
     with _open(name_or_path, revision) as get:
         digest = hashlib.sha256(get(CONFIG_NAME).read_bytes())
         weights = _first(get, WEIGHT_NAMES, str(name_or_path))
@@ -125,7 +125,9 @@ def save(model: SAMAudio, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHT_NAMES[0])
+    path = folder / WEIGHT_NAMES[0]
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors lets only the owner read; a model folder is there to be shared
 
 
 def _skipped(key: str, vision: bool) -> bool:

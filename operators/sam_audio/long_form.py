@@ -74,9 +74,14 @@ def codec_reach(model: SAMAudio) -> int:
     return codec.context_frames if isinstance(codec, BandCodec) else DACVAE_REACH
 
 
-def exact_halo_frames(model: SAMAudio, fade_frames: int = 0) -> int:
-    """Halo with which segments cut anywhere agree where they are joined (one evaluation): window + context + fade."""
-    return model.config.long_form.window + codec_reach(model) + fade_frames
+def exact_halo_frames(model: SAMAudio, fade_frames: int = 0, solver: SolverConfig | None = None) -> int:
+    """Halo with which segments cut anywhere agree where they are joined, to 100 dB below the mixture or better.
+
+    One window and the codec's reach do for one evaluation. With more, each hands what a missing window would have
+    changed one window further, ever fainter: a second window of halo brought 8 evaluations from -47 to -105 dB.
+    """
+    windows = 1 if flow.evaluations(solver or model.config.solver) == 1 else 2
+    return windows * model.config.long_form.window + codec_reach(model) + fade_frames
 
 
 @torch.inference_mode()

@@ -70,6 +70,7 @@ def test_float_wav_keeps_samples_beyond_full_scale(tmp_path: Path) -> None:
     loud = np.linspace(-3, 3, RATE, dtype=np.float32)[None]
     assert write(tmp_path / "stem.wav", loud, "wav").clipped == 0
     np.testing.assert_array_equal(read_stem(tmp_path / "stem.wav"), loud)
+    assert (tmp_path / "stem.wav").read_bytes()[:4] == b"RIFF"
 
 
 def test_blocks_join_to_the_whole_stem(music: np.ndarray, tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stem(music: np.ndarray, tmp_p
         assert block.shape[0] == 2
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 5 * music.nbytes
+    assert peak < 8 * music.nbytes  # of 30
 
 
 def test_a_stem_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:

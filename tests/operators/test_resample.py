@@ -18,7 +18,8 @@ def speech() -> np.ndarray:
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_056, 44_100, 48_000, 96_000, 192_000])
 def test_ranges_of_a_resampled_recording_join_to_the_whole(speech: np.ndarray, rate: int) -> None:
-    whole = torchaudio.functional.resample(torch.from_numpy(speech), rate, 48_000).numpy()
+    # In double precision, because torchaudio's single-precision kernel is off by 1e-4 for 44056 Hz.
+    whole = torchaudio.functional.resample(torch.from_numpy(speech).double(), rate, 48_000).numpy()
     cuts = [0, 1, 4_801, 20_000, 20_003, 31_234, None]
     parts = []
     for start, stop in zip(cuts, cuts[1:], strict=False):
@@ -26,13 +27,13 @@ def test_ranges_of_a_resampled_recording_join_to_the_whole(speech: np.ndarray, r
         parts.append(resample.resample_range(speech[:, first:last], first, start or 0, stop, rate, 48_000))
     joined = np.concatenate(parts, axis=1)
     assert joined.shape == whole.shape
-    np.testing.assert_allclose(joined, whole, atol=2e-6)
+    np.testing.assert_allclose(joined, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [44_056, 11_025, 96_000])
 def test_sparse_kernel_equals_torchaudio(speech: np.ndarray, rate: int) -> None:
     orig, new = resample._ratio(rate, 48_000)
-    expected = torchaudio.functional.resample(torch.from_numpy(speech[:, :60_000]), rate, 48_000).numpy()
+    expected = torchaudio.functional.resample(torch.from_numpy(speech[:, :60_000]).double(), rate, 48_000).numpy()
     np.testing.assert_allclose(resample._resample_sparse(speech[:, :60_000], orig, new), expected, atol=2e-6)
 
 

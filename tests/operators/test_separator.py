@@ -9,6 +9,7 @@ from small_models import HOP, RATE
 
 from operators.errors import AssetError
 from operators.sam_audio.config import SolverConfig
+from operators.segments import Joiner, cut
 from operators.separator import SegmentRequest, SegmentStems, Separator
 
 
@@ -76,3 +77,23 @@ def test_version_names_weights_and_options(separator: Separator, model_folder: P
     state["proj.bias"][0] += 1e-3
     save_file(state, other / "model.safetensors")
     assert Separator(str(other), device="cpu").version != separator.version
+
+
+def test_shipped_model_gives_the_same_stems_whatever_the_cut(recording: torch.Tensor) -> None:
+    shipped = Separator("tiny", device="cpu")
+    hop, rate = shipped.hop_length, shipped.sample_rate
+    waveform = torch.nn.functional.interpolate(recording[None], scale_factor=rate / RATE)[0].numpy()
+    total = -(-waveform.shape[-1] // hop)
+
+    def separate(core: int, halo: int) -> np.ndarray:
+        joiner, parts = Joiner(hop), []
+        for s in cut(total, core, halo):
+            (stems,) = shipped(
+                [SegmentRequest("item", waveform[:, s.start * hop : s.end * hop], s.start, total, "dog barking")]
+            )
+            assert isinstance(stems, SegmentStems)
+            parts.append(joiner.add(s, stems.target))
+        return np.concatenate(parts, axis=-1)
+
+    whole, cut_up = separate(total, 0), separate(57, shipped.halo_frames)
+    assert 10 * np.log10(((cut_up - whole) ** 2).mean() / (waveform**2).mean() + 1e-20) < -100

@@ -1,0 +1,67 @@
+"""The job as people start it: as a script, and through Ray's job server."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from archive import write_good, write_manifest
+
+from pipeline.storage import Store
+from pipeline.tables import Tables
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "jobs" / "dialogue_extract.py")
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        while True:
+            probe.close()
+            probe = socket.socket()
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            # 10002 to 19999 are the ports of Ray's workers.
+            if not 10_002 <= port <= 19_999:
+                return port
+
+
+def test_help_explains_every_setting():
+    out = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--manifest" in out and "--max-attempts" in out and "--dry-run" in out
+
+
+@pytest.fixture
+def job_server(tmp_path):
+    """The address of a fresh local cluster's job server."""
+    dashboard = free_port()
+    command = [RAY, "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    command += [
+        "--num-gpus=1",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+    ]
+    subprocess.run([*command, "--disable-usage-stats"], check=True, capture_output=True, timeout=120)
+    try:
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        subprocess.run([RAY, "stop", "--force"], check=True, capture_output=True, timeout=60)
+
+
+def test_ray_job_submit_runs_the_job_to_its_end(job_server, tmp_path):
+    media, lake = tmp_path / "media", tmp_path / "lake"
+    good = write_good(media)
+    manifest = write_manifest(media, good, tmp_path / "m.parquet")
+    job = [sys.executable, SCRIPT, "--manifest", str(manifest), "--lake", str(lake)]
+    job += ["--allowed-read-prefixes", str(media)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_ADDRESS": job_server}
+    submitted = subprocess.run(
+        [RAY, "job", "submit", "--", *job], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    stems = Tables(Store(str(lake))).read("stems").to_pylist()
+    assert sorted(row["asset_id"] for row in stems) == good
+    assert {(row["target_label"], row["residual_label"]) for row in stems} == {("dialogue", "music_and_effects")}
