@@ -7,6 +7,7 @@ playlist that poses as audio cannot make FFmpeg open anything else.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from operators.errors import AssetError
-from operators.headers import has_frame_count, mp4_bytes_missing, other_kind, wav_declared_seconds
+from operators.headers import has_frame_count, mp4_bytes_missing, ogg_bytes_missing, other_kind, wav_declared_seconds
 
 MAX_CHANNELS = 8
 MIN_RATE, MAX_RATE = 8_000, 192_000
@@ -115,7 +116,8 @@ def open_audio(file: BinaryIO, name: str) -> Iterator[AudioSource]:
 def declared_seconds(source: AudioSource) -> float:
     """Duration of the audio in seconds as the file states it; counted from the packets where it states none.
 
-    Counting reads the whole file only for MP3 without a Xing header and raw AAC or AC-3, which are small.
+    Counting reads the whole file for MP3 without a Xing header, raw AAC and AC-3, fragmented MP4 and what was streamed
+    into a pipe; it leaves the source at its end, so open it again to decode.
     Raises AssetError: `bad_duration`, `empty_file` (no sample), `truncated` (Matroska that ends before its own end).
     """
     seconds = _stated_seconds(source)
@@ -149,17 +151,22 @@ def _stated_seconds(source: AudioSource) -> float | None:
     stream, container = source.stream, source.container
     if source.format == "matroska":
         tag = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), None)
-        if tag is not None:
-            hours, minutes, seconds = tag.split(":")
+        if tag is not None and (match := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", tag.strip())):
+            hours, minutes, seconds = match.groups()
             return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
         only_audio = len(container.streams) == 1
         return container.duration / av.time_base if only_audio and container.duration else None
+    position = source.file.tell()
+    beyond = missing = None
     if source.format == "wav":
-        position = source.file.tell()
         beyond = wav_declared_seconds(source.file, source.size_bytes)
-        source.file.seek(position)
-        if beyond is not None:
-            return beyond
+    elif source.format == "ogg":  # it states no length: its last page is its length
+        missing = ogg_bytes_missing(source.file, source.size_bytes)
+    source.file.seek(position)
+    if missing:
+        raise truncated(source.name, f"{missing:,} bytes of its last page are missing")
+    if beyond is not None:
+        return beyond
     exact = source.format in EXACT_LENGTH or (source.format == "mp3" and has_frame_count(source.file))
     if not exact or stream.duration is None:
         return None
@@ -175,8 +182,7 @@ def _scan_seconds(source: AudioSource) -> float:
         begins.insert(0, declared - SCAN_TAIL_SECONDS)
     origin = stream.start_time or 0
     for begin in begins:
-        if begin:
-            container.seek(int(begin * av.time_base))
+        container.seek(int(begin * av.time_base))
         end, last = 0.0, 0.0
         for packet in container.demux():
             if packet.pts is None or packet.time_base is None:
@@ -187,7 +193,6 @@ def _scan_seconds(source: AudioSource) -> float:
                 end = max(end, stop - float(origin * source.time_base))
         if end > 0:
             break
-    container.seek(0)
     if source.format == "matroska" and declared - last > 1:
         raise truncated(source.name, f"it declares {declared:.1f} s and ends at {last:.1f} s")
     return end
@@ -200,12 +205,11 @@ def _select(file: BinaryIO, name: str, size: int, container: InputContainer) -> 
         raise AssetError(
             "no_audio", f"{name} holds {what}", "drop it from the manifest, or point to the file with its sound"
         )
-    assert isinstance(stream, AudioStream)
-    source = AudioSource(file, name, size, container, stream)
-    if stream.codec_context is None:
+    if not isinstance(stream, AudioStream) or stream.codec_context is None:
         raise AssetError(
             "unsupported_codec", f"{name}: its audio codec has no decoder here", "convert it to FLAC or AAC first"
         )
+    source = AudioSource(file, name, size, container, stream)
     if not 1 <= source.channels <= MAX_CHANNELS:
         raise AssetError(
             "unsupported_channels",

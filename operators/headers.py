@@ -22,6 +22,7 @@ OTHER_FILES = (
 # What writers that stream into a pipe put where the length of the samples belongs.
 UNKNOWN_WAV_LENGTHS = (range(1), range(0x7FFFF000, 0x80000000), range(0xFFFFF000, 0x100000000))
 MAX_WAV_CHUNKS = 100
+MAX_OGG_PAGE = 65_307
 
 
 def other_kind(head: bytes) -> str | None:
@@ -102,3 +103,14 @@ def wav_declared_seconds(file: BinaryIO, size: int) -> float | None:
             return length / byte_rate if byte_rate and position + 8 + length > size else None
         position += 8 + length + length % 2
     return None
+
+
+def ogg_bytes_missing(file: BinaryIO, size: int) -> int:
+    """How far the last page of an Ogg file of `size` bytes reaches beyond the end of the file."""
+    file.seek(max(0, size - 2 * MAX_OGG_PAGE))
+    tail = file.read()
+    page = tail.rfind(b"OggS\0")
+    if page < 0:
+        return 0
+    sizes = tail[page + 27 : page + 27 + tail[page + 26]] if page + 26 < len(tail) else b""
+    return max(0, page + 27 + len(sizes) + sum(sizes) - len(tail))

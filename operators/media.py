@@ -73,17 +73,15 @@ def decode_range(
     `expected_seconds` (the manifest's duration; None: the file's own), it is AssetError `truncated`. Further causes:
     those of `probe`, `nan_samples`, `format_change`. Memory is that of the range.
     """
+    if expected_seconds is None:
+        with open_audio(file, name) as source:
+            expected_seconds = declared_seconds(source)
     with open_audio(file, name) as source:
         rate = source.rate
-        if expected_seconds is None:
-            expected_seconds = declared_seconds(source)
         first, last = source_range(start, stop, rate, sample_rate)
         samples, end = read_samples(source, first, last)
-        if end is not None:
-            found = end / rate if end >= 0 else first / rate
-            if found < expected_seconds - LENGTH_TOLERANCE_SECONDS:
-                before = "" if end >= 0 else "before "
-                raise truncated(name, f"{expected_seconds:.2f} s expected, the sound ends {before}at {found:.2f} s")
+        if end is not None and end / rate < expected_seconds - LENGTH_TOLERANCE_SECONDS:
+            raise truncated(name, f"{expected_seconds:.2f} s expected, the sound ends at {end / rate:.2f} s")
     out = resample_range(samples, first, start, stop, rate, sample_rate)
     # One pass without a temporary: a sum is finite only if all its terms are (float64 cannot overflow on float32).
     if not np.isfinite(out.sum(dtype=np.float64)):

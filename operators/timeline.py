@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -28,6 +28,8 @@ ANCHOR_FRAMES = 16
 JITTER_SECONDS = 0.001
 LONGEST_VORBIS_BLOCK = 8192
 MAX_GAP_SECONDS = 60.0
+# A tag after the last frame, or the half packet where a file was cut: its length says what to think of it.
+MAX_DAMAGED_AT_END = 2
 # PyAV 18 counts the planes of a frame up to a null pointer, which FFmpeg's frames of 8 planes do not have: it would
 # read wild memory and end the process.
 PLANES_UNSAFE_FROM = 8
@@ -50,9 +52,9 @@ class Block:
 def read_samples(source: AudioSource, first: int, last: int | None) -> tuple[np.ndarray, int | None]:
     """Read samples [first, last) (`last` None: to the end).
 
-    Returns (`[channels, n]` float32, end): `end` is the length of the stream in samples when the end was met, or -1
-    when the stream has nothing after `first` at all, or None when the range was filled. Holes in the time stamps are
-    filled with silence. Raises AssetError `corrupt`, `format_change`.
+    Returns (`[channels, n]` float32, end): `end` is the length of the stream in samples when its end was met, None when
+    the range was filled. Holes in the time stamps are filled with silence. Raises AssetError `corrupt`,
+    `format_change`.
     """
     blocks = _blocks(source)
     head = list(itertools.islice(blocks, ANCHOR_FRAMES))
@@ -65,11 +67,10 @@ def read_samples(source: AudioSource, first: int, last: int | None) -> tuple[np.
         target = max(0, first - int(min(preroll * source.rate, first)))
         blocks = _blocks_from(source, clock, target)
         landing = list(itertools.islice(blocks, ANCHOR_FRAMES))
-        if not any(block.length for block in landing):
-            return np.zeros((source.channels, 0), np.float32), -1
-        position = clock.anchor(landing) if target else 0
-        # Some demuxers land late when their index is coarse.
-        if position <= max(0, first - int(PREROLL_SECONDS * source.rate / 2)):
+        position = clock.anchor(landing)
+        # Some demuxers land late when their index is coarse, and nowhere when the range is beyond the end.
+        landed = any(block.length for block in landing)
+        if landed and position <= first - int(PREROLL_SECONDS * source.rate / 2):
             break
     return _collect(source, clock, position, itertools.chain(landing, blocks), first, last)
 
@@ -136,7 +137,7 @@ class _Clock:
         return self.phase + grid * round((guess - self.phase) / grid)
 
 
-def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Iterator[Block]:
+def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Generator[Block, None, None]:
     try:
         if source.format == "matroska" and source.has_video:
             # Its index is of video frames: by the audio stream FFmpeg would read on from the beginning.
@@ -145,11 +146,11 @@ def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Iterator[
         else:
             source.container.seek(clock.stamp(position), stream=source.stream)
     except av.error.FFmpegError:
-        return iter(())  # there is nothing so late in the file
-    return _blocks(source)
+        return  # there is nothing so late in the file
+    yield from _blocks(source)
 
 
-def _blocks(source: AudioSource) -> Iterator[Block]:
+def _blocks(source: AudioSource) -> Generator[Block, None, None]:
     interleave = av.AudioResampler(format="flt")
     for packet in source.container.demux(source.stream):
         try:
@@ -188,21 +189,23 @@ def _collect(
     source: AudioSource, clock: _Clock | None, position: int, blocks: Iterator[Block], first: int, last: int | None
 ) -> tuple[np.ndarray, int | None]:
     pieces: list[np.ndarray] = []
-    damaged_at: int | None = None
+    damaged: list[int] = []
     for block in blocks:
         if block.samples is None:
             if position >= first:
-                damaged_at = position
+                damaged.append(position)
             continue
-        if damaged_at is not None:
-            raise corrupt(source.name, f"a packet at {damaged_at / source.rate:.2f} s cannot be decoded")
+        if damaged:
+            raise _undecodable(source, damaged)
         samples = block.samples
         if clock is not None and block.pts is not None:
             ahead = clock.place(block.pts) - position
             jitter = clock.jitter(source, block.length)
             if ahead > jitter:
                 position = _fill(source, pieces, position, position + round(ahead), first, last)
-            elif ahead < -jitter and position > first:
+            elif ahead < -MAX_GAP_SECONDS * source.rate:
+                raise corrupt(source.name, f"its time stamps jump back at {position / source.rate:.2f} s")
+            elif ahead < -jitter:
                 samples = samples[:, min(samples.shape[1], round(-ahead)) :]
         begin = max(0, first - position)
         stop = samples.shape[1] if last is None else max(0, last - position)
@@ -211,7 +214,13 @@ def _collect(
         position += samples.shape[1]
         if last is not None and position >= last:
             return _joined(source, pieces), None
+    if len(damaged) > MAX_DAMAGED_AT_END:
+        raise _undecodable(source, damaged)
     return _joined(source, pieces), position
+
+
+def _undecodable(source: AudioSource, damaged: list[int]) -> AssetError:
+    return corrupt(source.name, f"{len(damaged)} packets at {damaged[0] / source.rate:.2f} s cannot be decoded")
 
 
 def _fill(

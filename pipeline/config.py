@@ -80,12 +80,12 @@ class JobConfig(BaseSettings):
         le=1000,
         description="Steps of the solver. Default: the model's. Needs solver_method",
     )
-    segment_seconds: float = Field(
-        default=120.0,
+    segment_seconds: float | None = Field(
+        default=None,
         ge=1,
         le=3600,
-        description="Length of a segment's core, seconds. Long enough that the halo costs little, "
-        "short enough that a lost segment does too",
+        description="Length of a segment's core, seconds. Default: 20 of the model's windows, so that the halo of "
+        "a window on either side costs 9 %, and a lost segment little",
     )
     halo_seconds: float | None = Field(
         default=None, ge=0, description="Context on both sides of a core, seconds. Default: the model's"

@@ -56,9 +56,12 @@ def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
 
 def connect(config: JobConfig) -> None:
     """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine."""
+    # Said before Ray starts: it has lines of its own for every setting below.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if not ray.is_initialized():
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not os.environ.get("RAY_ADDRESS"):
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core prints notes for its developers
             # Model actors are placed by GPU; where there is none, Ray is told of as many as there are replicas.
             fake = {} if _local_gpus() else {"num_gpus": config.separators or 1}
             options |= {"address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1), **fake}
@@ -69,7 +72,6 @@ def connect(config: JobConfig) -> None:
     data.print_on_execution_start = False
     data.execution_options.preserve_order = False
     data.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _local_gpus() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._last = 0.0
+        self._ended = threading.Event()
         self._bar = None
         if self.shown and self.stream.isatty():
             self._bar = tqdm(total=round(self.total_seconds), file=self.stream, bar_format="{l_bar}{bar:20}| {postfix}")
@@ -55,24 +56,29 @@ class Progress:
             f"{speed:.1f} x real time, {self.failed} failed, ETA {eta}"
         )
 
-    def update(self) -> None:
-        if not self.shown:
-            return
-        now = time.monotonic()
-        if now - self._last < (0.5 if self._bar is not None else LOG_SECONDS):
-            return
-        self._last = now
+    def __enter__(self) -> Progress:
+        """Show the line at a steady pace, also while nothing arrives: a silent start looks like a hang."""
+        if self.shown:
+            threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self.shown:
+            self._show()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(LOG_SECONDS if self._bar is None else 0.5):
+            self._show()
+
+    def _show(self) -> None:
         if self._bar is not None:
             self._bar.n = min(round(self.audio_seconds), self._bar.total)
             self._bar.set_postfix_str(self.line())
         else:
             print(f"[{clock(self.elapsed)}] {self.line()}", file=self.stream, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.n = min(round(self.audio_seconds), self._bar.total)
-            self._bar.set_postfix_str(self.line())
-            self._bar.close()
 
     def summary(self, *, skipped: int, lake: str, run_id: str) -> str:
         causes = ", ".join(f"{cause} {count}" for cause, count in self.causes.most_common()) or "none"

@@ -29,6 +29,8 @@ from pipeline.uris import locate
 
 # Probes wait for the object store, not for the processor.
 PROBES = 16
+# A halo of one window on either side is then 9 % of the work.
+SEGMENT_WINDOWS = 20
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,10 @@ class Planner:
         self.config_hash, self.committed = config_hash, committed
         # Cores on the window grid, so that neighbours agree exactly where they are joined.
         grid = facts.stride_frames
-        self.core = max(grid, round(facts.frames(config.segment_seconds) / grid) * grid)
+        wanted = SEGMENT_WINDOWS * facts.window_frames
+        if config.segment_seconds is not None:
+            wanted = facts.frames(config.segment_seconds)
+        self.core = max(grid, round(wanted / grid) * grid)
         self.halo = facts.halo_frames if config.halo_seconds is None else facts.frames(config.halo_seconds)
 
     def plan(self, records: Iterable[dict[str, Any]]) -> Plan:

@@ -139,15 +139,14 @@ def _execute(context: Context, plan: Plan, recorder: Recorder) -> int:
     if plan.todo:
         from pipeline import graph  # importing and starting Ray takes seconds: not for a run with nothing to do
 
-        graph.connect(context.config)
-        for result in graph.results(context, plan.todo):
-            progress.audio_seconds += result["audio_seconds"]
-            if result["kind"] == "stem":
-                recorder.stem(StemRow.model_validate_json(result["row"]))
-            elif result["kind"] == "failure":
-                recorder.failure(FailureRow.model_validate_json(result["row"]))
-            progress.update()
-    progress.close()
+        with progress:
+            graph.connect(context.config)
+            for result in graph.results(context, plan.todo):
+                progress.audio_seconds += result["audio_seconds"]
+                if result["kind"] == "stem":
+                    recorder.stem(StemRow.model_validate_json(result["row"]))
+                elif result["kind"] == "failure":
+                    recorder.failure(FailureRow.model_validate_json(result["row"]))
     recorder.flush()
     left = set(plan.open_items) - recorder.answered
     if left:  # another driver took them while we worked: its markers say so

@@ -39,6 +39,12 @@ def ffmpeg(*arguments: str | Path) -> None:
     subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-y", *map(str, arguments)], check=True)
 
 
+def ffmpeg_pipe(path: Path, *arguments: str | Path) -> None:
+    """Let ffmpeg write into a pipe, as a live encoder does: it cannot go back to put the length into the header."""
+    with path.open("wb") as file:
+        subprocess.run(["ffmpeg", "-v", "error", "-nostdin", *map(str, arguments), "-"], check=True, stdout=file)
+
+
 def make_media(
     path: Path, kind: str, *, seconds: float = 8.0, rate: int = 44_100, channels: int = 2, source: str = "music.flac"
 ) -> Path:

@@ -18,6 +18,7 @@ from operators.sam_audio.config import (
     TransformerConfig,
 )
 from operators.sam_audio.model import SAMAudio
+from operators.sam_audio.vision import TOWERS, TowerConfig
 
 RATE, HOP, BANDS = 6000, 240, 12  # 25 frames a second, as the real ones
 
@@ -68,7 +69,12 @@ class TokenT5:
 
 def golden_model(golden: Golden, *, text_encoder: TextEncoder | None = None, strict: bool = True) -> SAMAudio:
     """The small model of a golden case; `strict=False` where it holds the DiT and its input layers only."""
-    model = SAMAudio(SAMAudioConfig.from_dict(golden.config["sam_audio"]), text_encoder=text_encoder).eval()
+    config = SAMAudioConfig.from_dict(golden.config["sam_audio"])
+    assert config.vision_encoder is not None
+    # The cases call every small tower "PE-tiny"; those without one of their own never run it.
+    sizes = golden.config.get("pe_vision") or {"width": 16, "heads": 2, "layers": 1, "image_size": 56}
+    TOWERS[config.vision_encoder.name] = TowerConfig(**{**sizes, "output_dim": config.vision_encoder.dim})
+    model = SAMAudio(config, text_encoder=text_encoder).eval()
     weights = golden.weights()
     if strict:
         assign(model, weights, source=golden.name)

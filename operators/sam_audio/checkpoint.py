@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .config import ConfigError, SAMAudioConfig
+from .vision import is_clip_text_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,6 @@ _END_BYTES = 4 << 20
 
 # Parts a checkpoint may hold that are built (and loaded) elsewhere, if at all.
 _ELSEWHERE = ("text_encoder.", "visual_ranker.", "text_ranker.", "span_predictor.")
-_VISION, _VISION_TOWER = "vision_encoder.model.", "vision_encoder.model.visual."
 
 
 class CheckpointError(RuntimeError):
@@ -131,7 +131,7 @@ def save(model: SAMAudio, folder: str | Path) -> None:
 
 
 def _skipped(key: str, vision: bool) -> bool:
-    return key.startswith(_ELSEWHERE) or (vision and key.startswith(_VISION) and not key.startswith(_VISION_TOWER))
+    return key.startswith(_ELSEWHERE) or (vision and is_clip_text_key(key))
 
 
 def _parse_config(path: Path, overrides: Mapping[str, Any]) -> SAMAudioConfig:

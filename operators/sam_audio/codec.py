@@ -169,7 +169,9 @@ class DACVAE(nn.Module):
         samples, convs = wav.shape[-1], _convolutions([self.encoder])
         total = samples
         for conv in convs:
-            total = (total + 2 * conv.padding[0] - conv.dilation[0] * (conv.kernel_size[0] - 1) - 1) // conv.stride[0] + 1
+            total = (total + 2 * conv.padding[0] - conv.dilation[0] * (conv.kernel_size[0] - 1) - 1) // conv.stride[
+                0
+            ] + 1
         latents = wav.new_empty(wav.shape[0], self.channels, total)
         budget = self._budget(wav, call_frames)
         context = -(-_reach(convs, 0, 1)[1] // self.hop_length)

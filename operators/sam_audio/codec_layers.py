@@ -27,9 +27,7 @@ class Snake(nn.Module):
 class WNConv1d(nn.Conv1d):
     """Convolution stored as direction and length (`weight_v`, `weight_g`); `fold` merges them into `weight`."""
 
-    def __init__(
-        self, ins: int, outs: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1
-    ):
+    def __init__(self, ins: int, outs: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1):
         super().__init__(ins, outs, kernel, stride=stride, padding=padding, dilation=dilation)
         _split(self)
 
@@ -44,15 +42,11 @@ class WNConvTranspose1d(nn.ConvTranspose1d):
     """
 
     def __init__(self, ins: int, outs: int, stride: int):
-        super().__init__(
-            ins, outs, 2 * stride, stride=stride, padding=(stride + 1) // 2, output_padding=stride % 2
-        )
+        super().__init__(ins, outs, 2 * stride, stride=stride, padding=(stride + 1) // 2, output_padding=stride % 2)
         _split(self)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return F.conv_transpose1d(
-            x, _weight(self), self.bias, self.stride, self.padding, self.output_padding
-        )
+        return F.conv_transpose1d(x, _weight(self), self.bias, self.stride, self.padding, self.output_padding)
 
 
 def _split(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:

@@ -21,6 +21,7 @@ from .conditions import AlignMaskedVideo, Conditions, TextEncoder, TextFeatures
 from .config import BandCodecConfig, SAMAudioConfig, SolverConfig
 from .dit import DiT, sinusoid
 from .processor import Batch
+from .vision import VisionEncoder
 
 # Called with extracted_audio, input_audio, descriptions, videos, sample_rate; returns scores [B, K].
 Ranker = Callable[..., Tensor]
@@ -44,8 +45,6 @@ class SAMAudio(nn.Module):
         dim = config.transformer.dim
         self.audio_codec = _codec(config)
         if config.vision_encoder is not None:
-            from .vision import VisionEncoder
-
             self.vision_encoder = VisionEncoder(config.vision_encoder)
             self.align_masked_video = AlignMaskedVideo(config.vision_encoder.dim, dim)
         self.transformer = DiT(config.transformer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torchaudio.functional
@@ -16,6 +17,7 @@ from torch import Tensor
 from .anchors import Anchor, align_batch
 from .checkpoint import read_config
 from .config import SAMAudioConfig
+from .vision import mask_videos, sample_frames
 
 
 @dataclass
@@ -112,7 +114,7 @@ class SAMAudioProcessor:
             audio_sampling_rate=self.audio_sampling_rate,
             masked_video=None
             if masked_videos is None
-            else [sample_video(v, int(n)) for v, n in zip(masked_videos, sizes, strict=True)],
+            else [_spread(v, int(n)) for v, n in zip(masked_videos, sizes, strict=True)],
             anchors=None if anchors is None else [list(item) for item in anchors],
         )
 
@@ -135,20 +137,13 @@ class SAMAudioProcessor:
         return resampled.mean(0)
 
     def mask_videos(
-        self, videos: Sequence[Tensor], masks: Sequence[Tensor], *, keep_masked: bool = False
+        self, videos: Sequence[Tensor], masks: Sequence[Tensor], *, masked: Literal["black", "kept"] = "black"
     ) -> list[Tensor]:
-        """Black out pixels of videos [frames, 3, H, W] by masks [frames, 1, H, W].
-
-        As in the reference, pixels are kept where the mask is 0. The paper's formula keeps the masked object
-        instead; `keep_masked=True` does that. Which of the two the weights were trained with is not settled.
-        """
-        blank = [(mask == 0) if keep_masked else (mask != 0) for mask in masks]
-        return [v.masked_fill(b, 0) for v, b in zip(videos, blank, strict=True)]
+        """Black out pixels of videos by masks: see `vision.mask_videos`, also on which polarity is right."""
+        return mask_videos(videos, masks, masked=masked)
 
 
-def sample_video(video: Tensor, frames: int) -> Tensor:
-    """`frames` frames of a video [F, 3, H, W], spread evenly from its first to its last."""
-    if video.ndim != 4 or video.shape[0] == 0:
+def _spread(video: Tensor, frames: int) -> Tensor:
+    if video.ndim != 4 or video.shape[1] != 3 or not len(video):
         raise ValueError(f"processor: videos are [frames, 3, height, width], got {list(video.shape)}")
-    index = torch.linspace(0, video.shape[0] - 1, frames).round().long()  # half to even
-    return video[index.to(video.device)]
+    return sample_frames(video, frames)

@@ -102,9 +102,7 @@ class _Listening(nn.Module):
 
     def __init__(self, trunk: int, width: int, hidden: int) -> None:
         super().__init__()
-        self.pre = nn.Sequential(
-            Snake(trunk), WNConv1d(trunk, 1, 7, padding=3), nn.Tanh(), CausalConv1d(1, width, 7)
-        )
+        self.pre = nn.Sequential(Snake(trunk), WNConv1d(trunk, 1, 7, padding=3), nn.Tanh(), CausalConv1d(1, width, 7))
         self.post = nn.ModuleList([SkipLSTM(hidden), nn.ELU(), CausalConv1d(hidden, _LATENT, 7)])
 
 

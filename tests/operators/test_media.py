@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio.functional
-from media_files import DEMO, FORMATS, WITH_VIDEO, decode_whole, ffmpeg, make_media
+from media_files import AAC, DEMO, FORMATS, PICTURE, WITH_VIDEO, decode_whole, ffmpeg, ffmpeg_pipe, make_media
 
 from operators.container import DEMUXERS
 from operators.errors import AssetError
@@ -57,8 +58,8 @@ def test_ranges_equal_a_sequential_decode(kind: str, folder: Path) -> None:
     path = make_media(folder / f"ranges.{kind}", kind, seconds=6.5)
     whole, rate = decode_whole(path)
     cuts = [0, 1, rate // 3, 2 * rate + 7, 4 * rate - 1, 6 * rate, None]
-    parts = [read(path, a or 0, b, rate=rate) for a, b in zip(cuts, cuts[1:], strict=False)]
-    assert [part.shape[1] for part in parts[:-1]] == [b - a for a, b in zip(cuts, cuts[1:-1], strict=False)]
+    parts = [read(path, a or 0, b, rate=rate) for a, b in itertools.pairwise(cuts)]
+    assert [part.shape[1] for part in parts[:-1]] == np.diff(cuts[:-1]).tolist()
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
@@ -68,7 +69,7 @@ def test_resampled_ranges_join_to_the_resampled_whole(kind: str, folder: Path) -
     whole, rate = decode_whole(path)
     expected = torchaudio.functional.resample(torch.from_numpy(whole), rate, RATE).numpy()
     cuts = [0, 57_600, 115_201, 192_000, None]
-    joined = np.concatenate([read(path, a or 0, b) for a, b in zip(cuts, cuts[1:], strict=False)], axis=1)
+    joined = np.concatenate([read(path, a or 0, b) for a, b in itertools.pairwise(cuts)], axis=1)
     assert joined.shape == expected.shape
     np.testing.assert_allclose(joined, expected, atol=3e-6)
 
@@ -291,6 +292,37 @@ def test_a_streamed_wav_of_unknown_length_is_read_to_its_end(folder: Path) -> No
         seconds = probe(file, path.name).duration_seconds
     assert seconds == pytest.approx(2.0, abs=0.01)
     assert read(path, seconds=seconds).shape == (2, 2 * RATE)
+
+
+VIDEO = {"mkv": ("-c:v", "mpeg4"), "mp4": ("-c:v", "mpeg4")}
+LIVE = {
+    "flac": ("-f", "flac"),
+    "wav": ("-f", "wav"),
+    "webm": ("-c:a", "libvorbis", "-live", "1", "-f", "webm"),
+    "mkv": (*AAC, "-f", "matroska"),
+    "mp4": (*AAC, "-movflags", "frag_keyframe+empty_moov", "-frag_duration", "1000000", "-f", "mp4"),
+}
+
+
+@pytest.mark.parametrize("kind", LIVE)
+def test_files_that_state_no_length_are_probed_and_cut_exactly(kind: str, folder: Path) -> None:
+    path = folder / f"live.{kind}"
+    ffmpeg_pipe(path, *PICTURE, "-i", DEMO / "speech.flac", "-t", "9", *VIDEO.get(kind, ("-vn",)), *LIVE[kind])
+    whole, rate = decode_whole(path)
+    with path.open("rb") as file:
+        seconds = probe(file, path.name).duration_seconds
+    assert seconds == pytest.approx(9.0, abs=0.05)
+    cuts = [0, rate, 5 * rate + 1, None]
+    parts = [read(path, a or 0, b, rate=rate, seconds=seconds) for a, b in itertools.pairwise(cuts)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+def test_eight_channels_of_a_compressed_format_are_decoded(folder: Path) -> None:
+    path = folder / "eight.m4a"
+    ffmpeg("-i", DEMO / "speech.flac", "-t", "2", "-af", "pan=7.1|FL=c0|FR=c1|BL=c0|SR=c1", "-c:a", "aac", path)
+    samples = read(path)
+    loud = np.sqrt((samples**2).mean(axis=1)) > 1e-3
+    assert loud.tolist() == [True, True, False, False, True, False, False, True]
 
 
 def test_more_than_eight_channels_are_unsupported_channels(folder: Path) -> None:

@@ -7,7 +7,7 @@ from golden.loader import load
 from small_models import HOP, RATE
 
 from operators.sam_audio.checkpoint import CheckpointError
-from operators.sam_audio.processor import SAMAudioProcessor, sample_video
+from operators.sam_audio.processor import SAMAudioProcessor
 
 
 @pytest.fixture
@@ -60,13 +60,17 @@ def test_videos_are_spread_over_the_recording(processor: SAMAudioProcessor) -> N
     batch = processor(audios=[torch.zeros(1, 10 * 1920)], descriptions=[""], masked_videos=[video])
     assert batch.masked_video is not None
     assert batch.masked_video[0][:, 0, 0, 0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
-    assert sample_video(video, 3)[:, 0, 0, 0].tolist() == [0, 2, 3]  # 1.5 rounds half to even
+
+
+def test_video_of_another_shape_is_refused(processor: SAMAudioProcessor) -> None:
+    with pytest.raises(ValueError, match=r"videos are \[frames, 3"):
+        processor(audios=[torch.zeros(1, 9)], descriptions=[""], masked_videos=[torch.zeros(0, 3, 2, 2)])
 
 
 def test_mask_videos_blacks_out_the_masked_pixels(processor: SAMAudioProcessor) -> None:
     video, mask = torch.full((1, 3, 1, 2), 9), torch.tensor([[[[1, 0]]]])
     assert processor.mask_videos([video], [mask])[0][0, :, 0].tolist() == [[0, 9]] * 3
-    assert processor.mask_videos([video], [mask], keep_masked=True)[0][0, :, 0].tolist() == [[9, 0]] * 3
+    assert processor.mask_videos([video], [mask], masked="kept")[0][0, :, 0].tolist() == [[9, 0]] * 3
 
 
 def test_batch_moves_to_a_device_whole(processor: SAMAudioProcessor) -> None:
