@@ -2,7 +2,7 @@
 
 Sample 0 is the first sample that a decoder gives from the beginning of the file, so a range read after a seek is
 identical to the same range of a sequential decode. Containers that store time in milliseconds (Matroska, WebM) do not
-say exactly where a frame lies after a seek; but frames of a codec have sizes with a large common divisor, so the exact
+say exactly where a frame lies after a seek; but a codec's frames have lengths with a large common divisor, so the exact
 place is the grid point next to the stored time.
 """
 
@@ -98,7 +98,10 @@ class _Clock:
             start - float((block.pts - origin) * ticks)  # type: ignore[operator]
             for start, block in zip(starts, stamped, strict=False)
         )
-        grid = math.gcd(*(block.length for block in stamped[1:-1])) if len(stamped) > 3 else 1
+        if source.stream.codec_context.name == "vorbis":
+            grid = vorbis_grid(source.stream.codec_context.extradata or b"")
+        else:
+            grid = math.gcd(*(block.length for block in stamped[1:-1])) if len(stamped) > 3 else 1
         return cls(origin, ticks, ticks.numerator == 1, bias, grid, stamped[0].length % max(grid, 1))
 
     def place(self, pts: int) -> float:
@@ -135,6 +138,15 @@ class _Clock:
         if grid <= float(self.ticks):
             return round(guess)
         return self.phase + grid * round((guess - self.phase) / grid)
+
+
+def vorbis_grid(headers: bytes) -> int:
+    """What every frame length of a Vorbis stream is a multiple of: a quarter of its short block (Vorbis I, 4.2.2).
+
+    The frames at hand cannot tell: a quiet passage has long blocks only.
+    """
+    start = headers.find(b"\x01vorbis")
+    return max(1, (1 << (headers[start + 28] & 15)) // 4) if 0 <= start < len(headers) - 28 else 1
 
 
 def _blocks_from(source: AudioSource, clock: _Clock, position: int) -> Generator[Block, None, None]:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -178,7 +179,7 @@ class JobConfig(BaseSettings):
             problems.append("target_label and residual_label are the same; give the two stems different names")
         if (self.solver_method is None) != (self.solver_steps is None):
             problems.append("solver_method and solver_steps go together; give both or none")
-        if self.halo_seconds is not None and self.halo_seconds >= self.segment_seconds:
+        if self.halo_seconds is not None and self.halo_seconds >= (self.segment_seconds or math.inf):
             problems.append("halo_seconds must be smaller than segment_seconds; make segments longer")
         if self.device == "cpu" and self.gpus_per_separator:
             problems.append("gpus_per_separator with device=cpu; set it to 0 or use device=cuda")

@@ -1,7 +1,7 @@
 """From a manifest to the segments that are still to be done.
 
-An item is an asset with a prompt under a configuration. Its id comes from those alone, so any driver, at any time, plans
-the same items; what the commit markers and the stored parts say is done is left out.
+An item is an asset with a prompt under a configuration. Its id comes from those alone, so any driver, at any time,
+plans the same items; what the commit markers and the stored parts say is done is left out.
 """
 
 from __future__ import annotations

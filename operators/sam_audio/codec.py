@@ -8,128 +8,23 @@ watermark with its state carried from piece to piece. Pieces and whole differ by
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from operators.sam_audio import codec_layers
-from operators.sam_audio.codec_layers import Snake, WNConv1d, WNConvTranspose1d, residual_units
-from operators.sam_audio.config import ConfigError, DACVAEConfig
-from operators.sam_audio.watermark import (
-    DOWNSAMPLING,
-    GAIN,
-    MESSAGE_BITS,
-    STRIDES,
-    CausalConv1d,
-    CausalConvTranspose1d,
-    EluUnit,
-    State,
-    Watermark,
-    draw_message,
-)
+from . import codec_layers
+from .codec_layers import reach
+from .codec_networks import Bottleneck, Decoder, Encoder
+from .config import DACVAEConfig
+from .watermark import DOWNSAMPLING, GAIN, MESSAGE_BITS, State, draw_message
 
 # Row-frames that go through the network at once, unless the caller says otherwise. The decoder of the released size
 # holds about 6 MB for each in float32.
 CALL_FRAMES_CPU = 128
 CALL_FRAMES_DEVICE = 1024
-
-
-class _EncoderBlock(nn.Module):
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        down = WNConv1d(channels, 2 * channels, 2 * stride, stride=stride, padding=stride // 2)
-        self.block = nn.Sequential(*residual_units(channels), Snake(channels), down)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block(x)
-        return out
-
-
-class _Encoder(nn.Module):
-    def __init__(self, config: DACVAEConfig) -> None:
-        super().__init__()
-        width = config.encoder_dim
-        layers: list[nn.Module] = [WNConv1d(1, width, 7, padding=3)]
-        for stride in config.encoder_rates:
-            layers.append(_EncoderBlock(width, stride))
-            width *= 2
-        layers += [Snake(width), WNConv1d(width, config.latent_dim, 3, padding=1)]
-        self.block = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.block(x)
-        return out
-
-
-class _DecoderBlock(nn.Module):
-    """One level of the decoder: entries 0, 1, 4, 5, 8 make audio, the others belong to the watermark."""
-
-    def __init__(self, ins: int, outs: int, stride: int, watermark_stride: int) -> None:
-        super().__init__()
-        first, second, third = residual_units(outs)
-        hidden, width = ins // 3, outs // 3
-        self.block = nn.ModuleList(
-            [
-                Snake(ins),
-                WNConvTranspose1d(ins, outs, stride),
-                nn.ELU(),
-                CausalConvTranspose1d(hidden, width, watermark_stride),
-                first,
-                second,
-                EluUnit(width),
-                EluUnit(width),
-                third,
-                nn.Identity(),
-                nn.ELU(),
-                CausalConv1d(width, hidden, 2 * watermark_stride, watermark_stride),
-            ]
-        )
-        self.trunk = (0, 1, 4, 5, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for index in self.trunk:
-            x = self.block[index](x)
-        return x
-
-
-class _Decoder(nn.Module):
-    def __init__(self, config: DACVAEConfig) -> None:
-        super().__init__()
-        if len(config.decoder_rates) != len(STRIDES):
-            raise ConfigError(
-                f"audio_codec: decoder_rates must have {len(STRIDES)} entries, as many as the watermark has levels, "
-                f"got {list(config.decoder_rates)}"
-            )
-        widths = [config.decoder_dim // 2**i for i in range(len(STRIDES) + 1)]
-        layers: list[nn.Module] = [WNConv1d(config.latent_dim, widths[0], 7, padding=3)]
-        for i, (rate, stride) in enumerate(zip(config.decoder_rates, STRIDES, strict=True)):
-            layers.append(_DecoderBlock(widths[i], widths[i + 1], rate, stride))
-        self.model = nn.Sequential(*layers)
-        self.wm_model = Watermark(trunk=widths[-1], width=widths[-1] // 3, hidden=widths[0] // 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model(x)
-        return out
-
-    def levels(self) -> list[nn.ModuleList]:
-        return [level.block for level in self.model[1:]]
-
-    def convolutions(self) -> list[nn.Module]:
-        """The convolutions from latents to clean audio, in order."""
-        path: list[nn.Module] = [self.model[0]]
-        for level in self.model[1:]:
-            path += [level.block[i] for i in level.trunk]
-        return _convolutions([*path, self.wm_model.encoder_block.pre[1]])
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, latent_dim: int, channels: int) -> None:
-        super().__init__()
-        self.in_proj = WNConv1d(latent_dim, 2 * channels, 1)
-        self.out_proj = WNConv1d(channels, latent_dim, 1)
 
 
 class DACVAE(nn.Module):
@@ -141,9 +36,9 @@ class DACVAE(nn.Module):
         self.sample_rate = config.sample_rate
         self.hop_length = config.hop_length
         self.channels = config.channels
-        self.encoder = _Encoder(config)
-        self.quantizer = _Bottleneck(config.latent_dim, config.codebook_dim)
-        self.decoder = _Decoder(config)
+        self.encoder = Encoder(config)
+        self.quantizer = Bottleneck(config.latent_dim, config.codebook_dim)
+        self.decoder = Decoder(config)
         self.upsampling = math.prod(config.decoder_rates)
 
     def fold_weight_norm(self) -> DACVAE:
@@ -166,19 +61,18 @@ class DACVAE(nn.Module):
         missing = -wav.shape[-1] % self.hop_length
         wav = F.pad(wav, (0, missing), mode="reflect" if missing < wav.shape[-1] else "constant")
 
-        samples, convs = wav.shape[-1], _convolutions([self.encoder])
+        samples, convs = wav.shape[-1], self.encoder.convolutions()
         total = samples
         for conv in convs:
-            total = (total + 2 * conv.padding[0] - conv.dilation[0] * (conv.kernel_size[0] - 1) - 1) // conv.stride[
-                0
-            ] + 1
+            total = conv.length(total)
+        total = max(total, 0)  # odd rates round down: a frame or so may be all there is
         latents = wav.new_empty(wav.shape[0], self.channels, total)
         budget = self._budget(wav, call_frames)
-        context = -(-_reach(convs, 0, 1)[1] // self.hop_length)
+        context = -(-reach(convs, 0, 1)[1] // self.hop_length)
         with _exact_convolutions(wav.device):
             for rows in _rows(wav.shape[0], budget, total):
                 for start, end in _pieces(total, budget, context):
-                    low, high = _reach(convs, start, end)
+                    low, high = reach(convs, start, end)
                     # On the hop grid, so that every strided layer keeps the phase it has in the whole.
                     low = max(0, low // self.hop_length)
                     piece = self.encoder(wav[rows, :, low * self.hop_length : min(high, samples)])
@@ -245,14 +139,14 @@ class DACVAE(nn.Module):
         total, hop, convs = latents.shape[-1], self.upsampling, self.decoder.convolutions()
         audio = latents.new_empty(latents.shape[0], 1, total * hop)
         budget = self._budget(latents, call_frames)
-        context = _reach(convs, 0, hop)[1]
+        context = reach(convs, 0, hop)[1]
         # Watermark state passes on at its coarsest grid, so pieces must be whole numbers of its steps.
         grain = DOWNSAMPLING // math.gcd(DOWNSAMPLING, hop)
         levels, wm = self.decoder.levels(), self.decoder.wm_model
         for rows in _rows(latents.shape[0], budget, total):
             state: State = {}
             for start, end in _pieces(total, budget, context, grain):
-                low, high = _reach(convs, start * hop, end * hop)
+                low, high = reach(convs, start * hop, end * hop)
                 low, high = max(0, low), min(total, high)
                 clean = wm.head(self._trunk(latents[rows, :, low:high]))
                 clean = clean[..., (start - low) * hop : (end - low) * hop]
@@ -288,26 +182,10 @@ class DACVAE(nn.Module):
     def wav_idx_to_feature_idx(self, index: int | Tensor, sample_rate: int | None = None) -> int | Tensor:
         """Latent frames that `index` samples at `sample_rate` (default the codec's) fill or begin to fill."""
         rate = sample_rate or self.sample_rate
-        if isinstance(index, Tensor):
-            return (-(-(-(-self.sample_rate * index.long() // rate)) // self.hop_length)).int()
-        return -(-(-(-self.sample_rate * index // rate)) // self.hop_length)
-
-
-def _convolutions(parts: Iterable[nn.Module]) -> list[nn.Module]:
-    kinds = (WNConv1d, WNConvTranspose1d)
-    return [conv for part in parts for conv in part.modules() if isinstance(conv, kinds)]
-
-
-def _reach(convs: list[nn.Module], start: int, end: int) -> tuple[int, int]:
-    """The inputs [low, high) that the outputs [start, end) of a chain of convolutions depend on."""
-    for conv in reversed(convs):
-        width, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-        if isinstance(conv, WNConvTranspose1d):
-            start, end = -(-(start + padding - width + 1) // stride), (end - 1 + padding) // stride + 1
-        else:
-            start = start * stride - padding
-            end = (end - 1) * stride - padding + conv.dilation[0] * (width - 1) + 1
-    return start, end
+        whole = index.long() if isinstance(index, Tensor) else index
+        samples = (whole * self.sample_rate + rate - 1) // rate
+        frames = (samples + self.hop_length - 1) // self.hop_length
+        return frames.int() if isinstance(frames, Tensor) else frames
 
 
 def _rows(count: int, budget: int, total: int) -> Iterator[slice]:
@@ -318,7 +196,7 @@ def _rows(count: int, budget: int, total: int) -> Iterator[slice]:
 
 def _pieces(total: int, budget: int, context: int, grain: int = 1) -> Iterator[tuple[int, int]]:
     """[0, total) frames in pieces that with their context stay inside the budget, and are not all context."""
-    width = total if total <= budget else max(budget - 2 * context, context, 1)
+    width = max(total if total <= budget else max(budget - 2 * context, context), 1)
     width = -(-width // grain) * grain
     for start in range(0, total, width):
         yield start, min(start + width, total)
@@ -326,9 +204,9 @@ def _pieces(total: int, budget: int, context: int, grain: int = 1) -> Iterator[t
 
 @contextmanager
 def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """cuDNN without TF32, which it uses by default and which costs the latents three digits.
+    """cuDNN without TF32, its default, which would leave three digits of the latents.
 
-    The reference switches cuDNN off for encoding; this keeps its float32 and its speed.
+    The reference switches cuDNN off for encoding, which avoids it as well.
     """
     if device.type != "cuda":
         yield

@@ -6,6 +6,7 @@ Shape legend: B batch, T latent frames, L text tokens, D width, H heads, K head 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "approx_gelu": lambda x: F.gelu(x, approximate="tanh"),

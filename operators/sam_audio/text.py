@@ -97,7 +97,8 @@ class T5TextEncoder:
             ) from error
         if model.config.d_model != self.config.dim:
             raise TextEncoderError(
-                f"text encoder {name!r} gives {model.config.d_model} channels, but text_encoder.dim is {self.config.dim}"
+                f"text encoder {name!r} gives {model.config.d_model} channels, "
+                f"but text_encoder.dim is {self.config.dim}"
             )
         self._model, self._tokenizer = model.eval().requires_grad_(False).to(self._device), tokenizer
         return self._model, tokenizer

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from operators.sam_audio.codec_layers import Snake, WNConv1d
+from .codec_layers import Snake, WNConv1d
 
 MESSAGE_BITS = 16
 GAIN = 0.25
@@ -166,6 +166,6 @@ class Watermark(nn.Module):
 
 
 def draw_message(rows: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random bits [rows, 16], float 0/1; from torch's global CPU generator unless one is given, as the reference does."""
+    """Random bits [rows, 16], float 0/1; as in the reference from torch's global CPU generator, unless one is given."""
     device = "cpu" if generator is None else generator.device
     return torch.randint(0, 2, (rows, MESSAGE_BITS), generator=generator, device=device).float()

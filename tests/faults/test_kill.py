@@ -1,4 +1,4 @@
-"""kill -9 of the driver, then of the actor that holds the model, and two drivers at once: nothing lost, nothing doubled."""
+"""kill -9 of the driver, then of the actor that holds the model, and two drivers at once: nothing lost or doubled."""
 
 import os
 import signal

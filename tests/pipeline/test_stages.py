@@ -13,7 +13,6 @@ from pipeline.keys import attempt_key
 from pipeline.plan import Plan, Planner, Work, part_names, read_manifest
 from pipeline.schema import FailureRow, StemRow
 from pipeline.stages import Attempts, Context, DecodeStage, SeparateStage, WriteStage
-from pipeline.storage import Store
 
 
 class Line:

@@ -3,7 +3,8 @@
     python -m operators.sam_audio.training.evaluate DATA_DIR [--model tiny] [--mixes 100] [--out out/eval-tiny.json]
 
 Mixes of 8 s at 0 dB from recordings of the eval split, which training never sees. Figures: SI-SDR improvement
-(Le Roux et al., 2019) in dB; "obeyed", the share of mixes whose target is nearer to the sound asked for than to the other.
+(Le Roux et al., 2019) in dB; "obeyed": the share of mixes whose target is nearer to the sound asked
+for than to the other.
 """
 
 from __future__ import annotations

@@ -113,6 +113,14 @@ def test_state_dict_has_the_keys_and_shapes_of_the_released_checkpoints() -> Non
     }
 
 
+def test_loading_into_a_codec_without_memory_gives_the_same_audio(golden: Golden, codec: DACVAE) -> None:
+    with torch.device("meta"):
+        loaded = DACVAE(codec.config).eval()
+    loaded.load_state_dict(golden.weights(PREFIX), assign=True)
+    audio = loaded.decode(golden["case0.out.latents"], message=golden["case0.in.message0"])
+    golden.assert_close(audio, "case0.out.audio_message0")
+
+
 @pytest.mark.parametrize("call_frames", [1, 17, 30, 64])
 def test_pieces_equal_the_whole(call_frames: int, golden: Golden) -> None:
     # In float64, so that a sample of missing context or state would show far above rounding.
@@ -191,6 +199,10 @@ def test_low_precision_stays_close(golden: Golden, codec: DACVAE) -> None:
     torch.testing.assert_close(latents.float(), golden["case1.out.latents"], rtol=0.1, atol=0.1)
     audio = low.decode(golden["case1.out.latents"], message=golden["case1.in.message0"])
     torch.testing.assert_close(audio.float(), golden["case1.out.audio_message0"], rtol=0.1, atol=0.1)
+
+
+def test_no_frames_give_no_audio(codec: DACVAE) -> None:
+    assert codec.decode(noise(2, 6, 0)).shape == (2, 1, 0)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4000), (4000,), (1, 1, 0)])
