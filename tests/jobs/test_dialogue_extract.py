@@ -1,9 +1,11 @@
 """The job as people start it: as a script, and through Ray's job server."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +36,19 @@ def test_help_explains_every_setting():
     assert "--manifest" in out and "--max-attempts" in out and "--dry-run" in out
 
 
+def wait_for(environment: dict[str, str], head: subprocess.Popen) -> None:
+    """Return when the job server answers."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if not subprocess.run([RAY, "job", "list"], env=environment, capture_output=True).returncode:
+            return
+        assert head.poll() is None, "ray start --head ended"
+    raise AssertionError("the job server did not answer within two minutes")
+
+
 @pytest.fixture
 def job_server(tmp_path):
-    """The address of a fresh local cluster's job server."""
+    """A fresh local cluster with a job server: the environment that reaches it."""
     dashboard = free_port()
     command = [RAY, "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     command += [
@@ -44,11 +56,19 @@ def job_server(tmp_path):
         f"--dashboard-agent-listen-port={free_port()}",
         f"--ray-client-server-port={free_port()}",
     ]
-    subprocess.run([*command, "--disable-usage-stats"], check=True, capture_output=True, timeout=120)
+    # As on a shared cluster: who has no token cannot submit.
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # `ray stop` would end every Ray on the machine; a head that blocks takes its own processes with it.
+    command += ["--disable-usage-stats", "--block"]
+    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        yield f"http://127.0.0.1:{dashboard}"
+        environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+        wait_for(environment, head)
+        yield environment
     finally:
-        subprocess.run([RAY, "stop", "--force"], check=True, capture_output=True, timeout=60)
+        head.terminate()
+        head.wait(timeout=60)
 
 
 def test_ray_job_submit_runs_the_job_to_its_end(job_server, tmp_path):
@@ -57,9 +77,8 @@ def test_ray_job_submit_runs_the_job_to_its_end(job_server, tmp_path):
     manifest = write_manifest(media, good, tmp_path / "m.parquet")
     job = [sys.executable, SCRIPT, "--manifest", str(manifest), "--lake", str(lake)]
     job += ["--allowed-read-prefixes", str(media)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_ADDRESS": job_server}
     submitted = subprocess.run(
-        [RAY, "job", "submit", "--", *job], env=environment, capture_output=True, text=True, timeout=240
+        [RAY, "job", "submit", "--", *job], env=job_server, capture_output=True, text=True, timeout=240
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     stems = Tables(Store(str(lake))).read("stems").to_pylist()

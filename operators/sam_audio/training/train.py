@@ -307,7 +307,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     args = parser.parse_args()
     config = tiny_config(args.dim, args.layers)
-    Trainer(args.data_dir, args.out, config, Recipe(batch=args.batch), args.device).train(args.minutes)
+    trainer = Trainer(args.data_dir, args.out, config, Recipe(batch=args.batch), args.device)
+    trainer.train(args.minutes)
+    report(trainer, args.out)
+
+
+def report(trainer: Trainer, out: Path) -> None:
+    """Print what was trained, and write it to `<out>.json` and beside the weights for their card."""
+    clips = trainer.step * trainer.recipe.batch
+    figures = {
+        "steps": trainer.step,
+        "clips": clips,
+        "minutes": round(trainer.seconds / 60, 1),
+        "clips_per_second": round(clips / max(trainer.seconds, 1e-9), 1),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "best_validation_db": round(trainer.best, 2),
+        "hours": {kind: round(hours, 2) for kind, hours in trainer.engine.hours.items()},
+        "device": str(trainer.device),
+        "recipe": vars(trainer.recipe),
+    }
+    for path in (out.with_suffix(".json"), out / "best" / "training.json"):
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    for name, value in figures.items():
+        print(f"{name:20} {value}")
+    print(f"weights in {out / 'best'}; ship them by copying config.json and model.safetensors to sam_audio/weights")
 
 
 if __name__ == "__main__":
