@@ -48,6 +48,12 @@ class Item:
     metadata_json: str | None
     segment_count: int
 
+    @property
+    def noise_key(self) -> str:
+        """What the noise depends on beside the frame: not the configuration, so that segments can be cut anew."""
+        identity = [self.asset_id, self.etag, self.size_bytes, self.description, self.anchors]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Work:

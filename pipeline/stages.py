@@ -233,7 +233,7 @@ class SeparateStage:
                 of.append((item, work))
                 requests.append(
                     SegmentRequest(
-                        item.item_id, audio, work.segment.start, work.total_frames, item.description, item.anchors
+                        item.noise_key, audio, work.segment.start, work.total_frames, item.description, item.anchors
                     )
                 )
         with ExitStack() as notes:
