@@ -12,8 +12,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from pipeline.config import JobConfig
+from pipeline.context import Context
 from pipeline.plan import Work
-from pipeline.stages import Context, DecodeStage, SeparateStage, WriteStage, threads_per_actor
+from pipeline.stages import DecodeStage, SeparateStage, threads_per_actor
+from pipeline.write import WriteStage
 
 # Blocks of one segment each: larger targets make Ray gather segments, which costs it time and store memory.
 BLOCK_BYTES = 12 << 20

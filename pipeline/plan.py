@@ -153,6 +153,17 @@ def complete(row: ManifestRow, store: Store) -> ManifestRow:
     return row
 
 
+def core_and_halo(config: JobConfig, facts: ModelFacts) -> tuple[int, int]:
+    """Frames of a segment's core and of the halo on either side."""
+    # Cores on the window grid, so that neighbours agree exactly where they are joined.
+    grid = facts.stride_frames
+    wanted = SEGMENT_WINDOWS * facts.window_frames
+    if config.segment_seconds is not None:
+        wanted = facts.frames(config.segment_seconds)
+    halo = facts.halo_frames if config.halo_seconds is None else facts.frames(config.halo_seconds)
+    return max(grid, round(wanted / grid) * grid), halo
+
+
 class Planner:
     """Plans with one configuration. `committed` are the ids of items that need nothing more."""
 
@@ -161,13 +172,7 @@ class Planner:
     ) -> None:
         self.config, self.store, self.facts = config, store, facts
         self.config_hash, self.committed = config_hash, committed
-        # Cores on the window grid, so that neighbours agree exactly where they are joined.
-        grid = facts.stride_frames
-        wanted = SEGMENT_WINDOWS * facts.window_frames
-        if config.segment_seconds is not None:
-            wanted = facts.frames(config.segment_seconds)
-        self.core = max(grid, round(wanted / grid) * grid)
-        self.halo = facts.halo_frames if config.halo_seconds is None else facts.frames(config.halo_seconds)
+        self.core, self.halo = core_and_halo(config, facts)
 
     def plan(self, records: Iterable[dict[str, Any]]) -> Plan:
         plan = Plan()
@@ -280,6 +285,3 @@ def stored_parts(store: Store, config_hash: str, item: Item) -> set[int]:
 
 def anchors_text(item: Item) -> str | None:
     return anchors_json([Anchor(*anchor) for anchor in item.anchors])
-
-
-__all__ = ["Item", "Plan", "Planner", "Rejected", "Work", "anchors_text", "part_names", "read_manifest", "stored_parts"]

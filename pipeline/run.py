@@ -14,10 +14,10 @@ from operators.describe import describe
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.config import ConfigError, SolverConfig
 from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.context import Context, failure_row
 from pipeline.metrics import Progress
 from pipeline.plan import Plan, Planner, read_manifest
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
-from pipeline.stages import Context, failure_row
 from pipeline.storage import StorageError, Store
 from pipeline.tables import Tables
 from pipeline.uris import redact
@@ -75,7 +75,7 @@ def run(config: JobConfig, job: str) -> int:
         run_row = run_row.model_copy(update={"items_planned": plan.items, "items_skipped": plan.skipped})
         tables.put_run(run_row)
         context = Context(config, store.root, config.read_prefixes, facts, config_hash, run_row.run_id)
-        progress = Progress(len(plan.open_items), plan.audio_seconds, config.progress)
+        progress = Progress(len(plan.open_items) + len(plan.rejected), plan.audio_seconds, config.progress)
         progress.started = started
         recorder = Recorder(tables, config, progress)
         for rejected in plan.rejected:

@@ -8,11 +8,14 @@ from archive import write_broken, write_good, write_manifest
 
 from operators.describe import describe
 from operators.media import StemWriter
+from pipeline.attempts import Attempts
 from pipeline.config import JobConfig
+from pipeline.context import Context
 from pipeline.keys import attempt_key
 from pipeline.plan import Plan, Planner, Work, part_names, read_manifest
 from pipeline.schema import FailureRow, StemRow
-from pipeline.stages import Attempts, Context, DecodeStage, SeparateStage, WriteStage
+from pipeline.stages import DecodeStage, SeparateStage
+from pipeline.write import WriteStage
 
 
 class Line:

@@ -1,0 +1,72 @@
+"""What every stage of a run is given, and how an error becomes a row."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from operators.describe import ModelFacts
+from operators.errors import AssetError
+from operators.sam_audio.config import SolverConfig
+from operators.segments import Segment, cut
+from pipeline.config import JobConfig
+from pipeline.plan import Item, core_and_halo
+from pipeline.schema import FailureRow, utc_now
+from pipeline.storage import Store
+from pipeline.uris import redact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage needs; small, and sent to every worker."""
+
+    config: JobConfig
+    lake: str
+    read_prefixes: tuple[str, ...]
+    facts: ModelFacts
+    config_hash: str
+    run_id: str
+
+    @property
+    def store(self) -> Store:
+        return Store(self.lake, self.read_prefixes)
+
+    @property
+    def solver(self) -> SolverConfig | None:
+        if self.config.solver_method is None or self.config.solver_steps is None:
+            return None
+        return SolverConfig(self.config.solver_method, 1 / self.config.solver_steps)
+
+    def cut(self, total_frames: int) -> list[Segment]:
+        return cut(total_frames, *core_and_halo(self.config, self.facts))
+
+    def failure(self, item: Item, stage: str, error: Exception, attempt: int = 1) -> FailureRow:
+        """The failures row of an item; anything but an AssetError is our fault and is said to be."""
+        if not isinstance(error, AssetError):
+            log.exception("item %s failed in %s", item.item_id, stage, exc_info=error)
+            error = AssetError(
+                "internal_error",
+                f"{type(error).__name__}: {redact(str(error))[:500]}",
+                "this is a fault of the pipeline or its machine: run the job again, and report it if it stays",
+            )
+        return failure_row(self.run_id, item, stage, error, attempt)
+
+
+def failure_row(run_id: str, item: Any, stage: str, error: AssetError, attempt: int = 1) -> FailureRow:
+    """`item` is an Item or a Rejected: what has item_id, asset_id, uri and metadata_json."""
+    return FailureRow(
+        run_id=run_id,
+        item_id=item.item_id,
+        asset_id=item.asset_id,
+        uri=redact(item.uri),
+        stage=stage,
+        cause=error.cause,
+        message=error.message,
+        remedy=error.remedy,
+        attempt=attempt,
+        failed_at=utc_now(),
+        metadata_json=item.metadata_json,
+    )
