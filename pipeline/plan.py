@@ -154,14 +154,21 @@ def complete(row: ManifestRow, store: Store) -> ManifestRow:
 
 
 def core_and_halo(config: JobConfig, facts: ModelFacts) -> tuple[int, int]:
-    """Frames of a segment's core and of the halo on either side."""
+    """Frames of a segment's core and of the halo on either side. Raises JobConfigError when they do not go together."""
     # Cores on the window grid, so that neighbours agree exactly where they are joined.
     grid = facts.stride_frames
     wanted = SEGMENT_WINDOWS * facts.window_frames
     if config.segment_seconds is not None:
         wanted = facts.frames(config.segment_seconds)
     halo = facts.halo_frames if config.halo_seconds is None else facts.frames(config.halo_seconds)
-    return max(grid, round(wanted / grid) * grid), halo
+    core = max(grid, round(wanted / grid) * grid)
+    if config.halo_seconds is not None and halo >= core:
+        seconds = core * facts.hop_length / facts.sample_rate
+        raise JobConfigError(
+            f"halo_seconds {config.halo_seconds:g} must be smaller than a segment ({seconds:g} s); "
+            "make it smaller, or set a longer segment_seconds"
+        )
+    return core, halo
 
 
 class Planner:

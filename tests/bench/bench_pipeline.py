@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, nargs="+", default=[12, 180])
     parser.add_argument("--out", type=Path, default=ROOT / "out")
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, float | str]] = []
+    print(f"{'system':16}{'recording':>12}{'wall':>9}{'x real time':>13}{'peak memory':>13}", flush=True)
     for minutes in args.minutes:
         folder = args.out.resolve() / f"bench-pipeline-{minutes}"
         (folder / "media").mkdir(parents=True, exist_ok=True)
@@ -91,20 +92,19 @@ def main() -> None:
             runs["plain process"] = [sys.executable, "-c", PLAIN, str(source), str(folder / "plain-")]
         for name, command in runs.items():
             seconds, peak = measure(command)
-            rows.append(
-                {
-                    "system": name,
-                    "minutes": minutes,
-                    "seconds": round(seconds, 1),
-                    "x_real_time": round(minutes * 60 / seconds, 1),
-                    "peak_memory_gb": round(peak / 1e9, 2),
-                }
+            row = {
+                "system": name,
+                "minutes": minutes,
+                "seconds": round(seconds, 1),
+                "x_real_time": round(minutes * 60 / seconds, 1),
+                "peak_memory_gb": round(peak / 1e9, 2),
+            }
+            rows.append(row)
+            (args.out / "bench-pipeline.json").write_text(json.dumps(rows, indent=1))
+            line = (
+                f"{name:16}{minutes:>8} min{seconds:>8.0f}s{row['x_real_time']:>13.1f}{row['peak_memory_gb']:>10.2f} GB"
             )
-    (args.out / "bench-pipeline.json").write_text(json.dumps(rows, indent=1))
-    print(f"{'system':16}{'recording':>12}{'wall':>9}{'x real time':>13}{'peak memory':>13}")
-    for r in rows:
-        line = f"{r['system']:16}{r['minutes']:>8} min{r['seconds']:>8.0f}s"
-        print(line + f"{r['x_real_time']:>13.1f}{r['peak_memory_gb']:>10.2f} GB")
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         ([*BASE, "--target-label", "../x"], ["target_label", "lower-case"]),
         ([*BASE, "--target-label", "x", "--residual-label", "x"], ["target_label", "different names"]),
         ([*BASE, "--solver-steps", "8"], ["solver_method", "give both or none"]),
-        ([*BASE, "--halo-seconds", "120"], ["halo_seconds", "make segments longer"]),
+        ([*BASE, "--segment-seconds", "120", "--halo-seconds", "120"], ["halo_seconds", "make segments longer"]),
         ([*BASE, "--device", "cpu", "--gpus-per-separator", "1"], ["gpus_per_separator", "device=cuda"]),
         ([*BASE, "--device", "cuda:1", "--gpus-per-separator", "0"], ["gpus_per_separator", "device=cpu"]),
         ([*BASE, "--description", " "], ["descriptions", "remove it"]),

@@ -149,6 +149,7 @@ def test_limit_takes_the_first_rows_and_dry_run_writes_nothing(media, tmp_path):
         (["--manifest", "m.parquet"], "lake"),
         (["--manifest", "/nowhere/m.parquet", "--lake", "/tmp/x", "--descriptions", "speech"], "/nowhere/m.parquet"),
         (["--manifest", "m.parquet", "--lake", "l", "--modle", "tiny"], "model"),
+        (["--manifest", "m.parquet", "--lake", "/tmp/x", "--descriptions", "speech", "--halo-seconds", "500"], "halo"),
         (["--manifest", "m.parquet", "--lake", "l", "--descriptions", "speech", "--model", "/no/such"], "/no/such"),
     ],
 )
