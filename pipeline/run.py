@@ -18,7 +18,7 @@ from pipeline.context import Context, failure_row
 from pipeline.metrics import Progress
 from pipeline.plan import Plan, Planner, read_manifest
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
-from pipeline.storage import StorageError, Store
+from pipeline.storage import Store
 from pipeline.tables import Tables
 from pipeline.uris import redact
 
@@ -81,9 +81,9 @@ def run(config: JobConfig, job: str) -> int:
         for rejected in plan.rejected:
             recorder.failure(failure_row(context.run_id, rejected, "plan", rejected.error))
         unanswered = _execute(context, plan, recorder)
-    except (StorageError, OSError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (JobConfigError, ConfigError, CheckpointError):
+        raise
+    except Exception as error:  # Ray's are of many kinds
         message = redact(f"{type(error).__name__}: {error}")[:2000]
         print(f"{job}: the run broke: {message}\nRun the same command again: what is committed stays.", file=sys.stderr)
         if run_row.items_planned:

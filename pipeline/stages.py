@@ -84,7 +84,10 @@ class DecodeStage:
                 "re-mux the file so that its header tells its length",
                 field="duration_seconds",
             )
-        return audio[:, :limit]
+        # Sound may end a little before its header says (Opus: by up to 7 ms in every file; `truncated` is beyond that).
+        # Silence fills the gap, so that the segment has the frames that it was planned with.
+        missing = (limit - hop + 1 if last else limit) - audio.shape[1]
+        return np.pad(audio[:, :limit], ((0, 0), (0, max(missing, 0))))
 
 
 class SeparateStage:
@@ -104,11 +107,14 @@ class SeparateStage:
             {"work": w, "failure": f, "audio": a}
             for w, f, a in zip(batch["work"], batch["failure"], batch["audio"], strict=True)
         ]
+        # Rows leave in the order of the batch, and none before all are done: when an actor dies, Ray repeats the call
+        # and skips as many rows as the dead one had handed out.
         together: list[tuple[Row, Work, Attempts]] = []
+        done: dict[str, list[dict[str, list[Any]]]] = {row["work"]: [] for row in rows}
         for row in rows:
             work = Work.from_json(row["work"])
             if row["failure"] or work.segment is None:
-                yield from self.passed_on(row, work)
+                done[row["work"]] += self.passed_on(row, work)
                 continue
             if not work.items:
                 continue
@@ -118,14 +124,17 @@ class SeparateStage:
                 )
                 attempts.check()
             except Exception as error:
-                yield from self.failed(work, error)
+                done[row["work"]] += self.failed(work, error)
                 continue
             if attempts.earlier:
-                yield from self.separate([(row, work, attempts)])  # a suspect is tried alone
+                done[row["work"]] += self.separate([(row, work, attempts)])  # a suspect is tried alone
             else:
                 together.append((row, work, attempts))
-        if together:
-            yield from self.separate(together)
+        answers = iter(list(self.separate(together)) if together else [])
+        for row, work, _ in together:
+            done[row["work"]] += [next(answers) for _ in work.items]
+        for outputs in done.values():
+            yield from outputs
 
     def separate(self, rows: Sequence[tuple[Row, Work, Attempts]]) -> Iterator[dict[str, list[Any]]]:
         requests, of = [], []

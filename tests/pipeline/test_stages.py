@@ -1,5 +1,6 @@
 """The stages as plain functions: what they do with errors, dead workers and races. No Ray needed."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,18 @@ def test_file_that_changed_since_the_plan_is_not_separated(tmp_path):
     path.write_bytes(path.read_bytes()[:-4000])
     (result,) = line.write(line.separated([work]))
     assert FailureRow.model_validate_json(result["row"]).cause == "source_changed"
+
+
+def test_opus_that_ends_before_its_header_says_is_separated(tmp_path):
+    line = Line(tmp_path, str(tmp_path / "lake"), ["tape.opus"])
+    source = [str(tmp_path / "media" / name) for name in ("short.wav", "tape.opus")]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", source[0], "-c:a", "libopus", source[1]], check=True)
+    (result,) = line.write(line.separated(line.plan().todo))
+    assert result["kind"] == "stem"
+
+
+def test_rows_leave_the_model_in_the_order_of_their_batch(tmp_path):
+    line = Line(tmp_path, str(tmp_path / "lake"), ["film.mp4", "cut.wav", "short.wav"])
+    works = line.plan().todo
+    rows = line.separated(works)
+    assert [Work.from_json(row["work"]).asset.asset_id for row in rows] == [work.asset.asset_id for work in works]
