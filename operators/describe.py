@@ -25,6 +25,9 @@ class ModelFacts:
     window_frames: int
     stride_frames: int
     halo_frames: int
+    # Of masked video: side of the square frames and how they are resized; None when the model takes no video.
+    image_size: int | None = None
+    interpolation: str = "BICUBIC"
 
     def frames(self, seconds: float) -> int:
         """Latent frames that cover so many seconds, rounded up; a hair of float error makes no frame."""
@@ -32,8 +35,8 @@ class ModelFacts:
         return -(-samples // self.hop_length)
 
 
-def describe(model: str, solver: SolverConfig | None = None) -> ModelFacts:
-    """Facts of a model by name or path. Raises CheckpointError when it is not there."""
+def describe(model: str, solver: SolverConfig | None = None, *, predict_spans: bool = False) -> ModelFacts:
+    """Facts of a model by name or path, used with this solver. Raises CheckpointError when it is not there."""
     config = read_config(model)
     with torch.device("meta"):
         built = SAMAudio(config)
@@ -44,5 +47,7 @@ def describe(model: str, solver: SolverConfig | None = None) -> ModelFacts:
         hop_length=config.audio_codec.hop_length,
         window_frames=config.long_form.window,
         stride_frames=config.long_form.stride,
-        halo_frames=exact_halo_frames(built, FADE_FRAMES),
+        halo_frames=exact_halo_frames(built, FADE_FRAMES, solver, predict_spans=predict_spans),
+        image_size=config.vision_encoder.image_size if config.vision_encoder else None,
+        interpolation=config.vision_encoder.interpolation_mode if config.vision_encoder else "BICUBIC",
     )

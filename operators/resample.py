@@ -53,6 +53,57 @@ def resample_range(
     return np.ascontiguousarray(whole[:, start - offset : None if stop is None else stop - offset])
 
 
+class StreamResampler:
+    """Converts a recording that comes in pieces of any size, and keeps no more of it than the kernel reaches.
+
+    The results of `add` and the last one of `finish`, laid end to end, are the recording converted at once, but for its
+    end: it has floor(length * rate_out / rate_in) samples, at least one. So a recording that was converted to a higher
+    rate and comes back has the length that it had.
+    """
+
+    def __init__(self, rate_in: int, rate_out: int) -> None:
+        self._rates = rate_in, rate_out
+        self._orig, self._new = _ratio(rate_in, rate_out)
+        self._held: np.ndarray | None = None  # [channels, n], the input from `_first` on
+        self._first = 0
+        self._done = 0  # output samples given out
+
+    def add(self, samples: np.ndarray) -> np.ndarray:
+        """Take the next samples `[channels, n]` float32; return the output samples `[channels, m]` that they settle."""
+        if self._orig == self._new:
+            return samples
+        self._held = samples if self._held is None else np.concatenate([self._held, samples], axis=1)
+        margin = math.ceil(_width(self._orig, self._new) / self._orig) * self._orig
+        blocks = (self._first + self._held.shape[1] - margin) // self._orig
+        start, stop = self._done, blocks * self._new
+        if stop <= start:
+            return np.zeros((samples.shape[0], 0), np.float32)
+        out = resample_range(self._held, self._first, start, stop, *self._rates)
+        self._done = stop
+        first, _ = source_range(stop, None, *self._rates)
+        # A copy: the view would keep all of the input alive.
+        self._held, self._first = self._held[:, first - self._first :].copy(), first
+        return out
+
+    def finish(self) -> np.ndarray:
+        """The output samples that were waiting for their neighbours, `[channels, m]`; (0, 0) if nothing was added."""
+        if self._held is None:
+            return np.zeros((0, 0), np.float32)
+        length = self._first + self._held.shape[1]
+        total = max(min(length, 1), length * self._new // self._orig)
+        return resample_range(self._held, self._first, self._done, total, *self._rates)
+
+
+def polyphase(factor: int) -> tuple[int, np.ndarray]:
+    """The kernel for `factor` times the rate: (neighbours on either side, weights `[factor, 2 * neighbours + 1]`).
+
+    Output sample `t * factor + phase` is the sum of the inputs around `t` with the weights of its phase.
+    """
+    first, weights = _sparse_kernel(1, factor)
+    side = -int(first[0])
+    return side, weights[:, : 2 * side + 1]
+
+
 def _ratio(rate_in: int, rate_out: int) -> tuple[int, int]:
     divisor = math.gcd(rate_in, rate_out)
     return rate_in // divisor, rate_out // divisor

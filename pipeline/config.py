@@ -26,23 +26,37 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from operators.container import MAX_RATE, MIN_RATE
+from operators.encode import bit_depth_of
 from operators.errors import AssetError
-from pipeline.schema import Anchor, parse_anchors
+from pipeline.prompts import Anchor, Prompt, check_label, parse_anchors, parse_prompts
 from pipeline.uris import locate, redact
 
 ENV_PREFIX = "SAM_PIPELINE_"
 
-# What changes a stem. Descriptions and anchors are part of the item instead, so that a new prompt makes new
+# What changes a stem or its scores. Prompts and names are part of the item instead, so that a new prompt makes new
 # items and leaves the old ones where they are.
 RESULT_FIELDS = (
     "model",
-    "target_label",
-    "residual_label",
+    "precision",
+    "predict_spans",
+    "span_predictor",
+    "skip_inactive",
+    "judge",
+    "candidates",
+    "ranker",
+    "rerank_below",
+    "masked",
     "solver_method",
     "solver_steps",
     "segment_seconds",
     "halo_seconds",
+    "channels",
+    "residual",
+    "output_sample_rate",
     "stem_format",
+    "bit_depth",
+    "on_overs",
 )
 
 
@@ -64,8 +78,17 @@ class JobConfig(BaseSettings):
         default=(),
         description='Spans where the sound is (+) or is not (-) heard: [["+", start, end], ...], in seconds',
     )
-    target_label: str = Field(default="target", description="Name of the stem that was asked for")
-    residual_label: str = Field(default="residual", description="Name of the stem with everything else")
+    prompts: Annotated[tuple[Prompt, ...], NoDecode] = Field(
+        default=(),
+        description="Prompts with names for their stems: name=description, or JSON of {name, residual_name, "
+        "description, anchors, mask_uri}. Added to the descriptions",
+    )
+    target_label: str | None = Field(
+        default=None, description="Name of the stem that was asked for. Default: made of the description"
+    )
+    residual_label: str | None = Field(
+        default=None, description="Name of the stem with everything else. Default: the target's, with _residual"
+    )
     allowed_read_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Folders that media may be read from. Default: the manifest's folder"
     )
@@ -81,6 +104,34 @@ class JobConfig(BaseSettings):
         le=1000,
         description="Steps of the solver. Default: the model's. Needs solver_method",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Number format of the network; the codec always runs in float32"
+    )
+    predict_spans: bool = Field(
+        default=False, description="Find out where the sound is heard, and tell the model; needs a span predictor"
+    )
+    span_predictor: str | None = Field(
+        default=None, description="Span predictor: a hub name, folder or URL. Default: what the model's config names"
+    )
+    skip_inactive: bool = Field(
+        default=False, description="With predict_spans: leave windows out where the sound is not heard (silent target)"
+    )
+    judge: str | None = Field(
+        default=None,
+        description="Judge that scores every target: a hub name, a folder or a URL. Default: none",
+    )
+    candidates: int = Field(default=1, ge=1, le=64, description="Results to make of which the best is kept")
+    ranker: Literal["judge", "model", "sound_activity"] = Field(
+        default="judge",
+        description="What chooses among candidates: the judge, what the model's config names, or agreement with spans",
+    )
+    rerank_below: float | None = Field(
+        default=None, description="Make another candidate only while the best one's score is below this. Default: all"
+    )
+    masked: Literal["black", "kept"] = Field(
+        default="black",
+        description="What becomes of the pixels that a mask marks: black as in Meta's code, or kept as in its paper",
+    )
     segment_seconds: float | None = Field(
         default=None,
         ge=1,
@@ -91,7 +142,36 @@ class JobConfig(BaseSettings):
     halo_seconds: float | None = Field(
         default=None, ge=0, description="Context on both sides of a core, seconds. Default: the model's"
     )
+
+    channels: Literal["auto", "mono", "each", "wiener"] = Field(
+        default="auto",
+        description="Channels of the stems. mono: one, made of all. each: every channel is separated on its own, with "
+        "the same noise. wiener: the mono stems become a gain on every channel's spectrum, and target + residual is "
+        "the recording, sample by sample. auto: tiny's stems have the recording's channels by themselves; a released "
+        "model's are wiener where the recording has several channels, else mono",
+    )
+    residual: Literal["generated", "mixture_minus_target"] = Field(
+        default="generated",
+        description="What the residual is: the model's own, or the recording less the target. With wiener, and with "
+        "tiny, it is the recording less the target in any case",
+    )
+    output_sample_rate: int | Literal["source"] | None = Field(
+        default=None,
+        description="Sample rate of the stems, Hz, or source: that of each recording. Default: the model's. Opus "
+        "takes the next higher one that it has",
+    )
     stem_format: Literal["flac", "wav", "opus"] = Field(default="flac", description="File format of the stems")
+    bit_depth: Literal[16, 24, 32] | None = Field(
+        default=None,
+        description="16 (dithered) or 24 for flac, 16, 24 or 32 (float) for wav, none for opus. Default: 24 for flac, "
+        "32 for wav",
+    )
+    on_overs: Literal["scale", "clip"] = Field(
+        default="scale",
+        description="When a stem goes beyond full scale. scale: both stems of the item are turned down by the same "
+        "gain, gain_db in the table. clip: clipped_samples in the table counts what is cut. 32-bit float wav keeps "
+        "overs as they are",
+    )
 
     decoders: int | None = Field(default=None, ge=1, description="Decode tasks at a time. Default: by the CPUs")
     writers: int | None = Field(default=None, ge=1, description="Write tasks at a time. Default: by the CPUs")
@@ -126,6 +206,11 @@ class JobConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _parse_prompts(cls, value: Any) -> tuple[Prompt, ...]:
+        return parse_prompts(value)
+
     @field_validator("descriptions", "allowed_read_prefixes", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -146,12 +231,22 @@ class JobConfig(BaseSettings):
     def _parse_anchors(cls, value: Any) -> tuple[Anchor, ...]:
         return parse_anchors(value)
 
+    @field_validator("bit_depth", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("output_sample_rate")
+    @classmethod
+    def _real_rate(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and not MIN_RATE <= value <= MAX_RATE:
+            raise ValueError(f"{value} Hz; use {MIN_RATE} to {MAX_RATE}, or source")
+        return value
+
     @field_validator("target_label", "residual_label")
     @classmethod
-    def _label(cls, value: str) -> str:
-        if not value.isascii() or not value.replace("_", "").isalnum() or value != value.lower() or len(value) > 64:
-            raise ValueError(f"{value!r} is not a label; use up to 64 lower-case letters, digits and _")
-        return value
+    def _label(cls, value: str | None) -> str | None:
+        return check_label(value)
 
     @field_validator("device")
     @classmethod
@@ -175,12 +270,24 @@ class JobConfig(BaseSettings):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
         problems = []
-        if self.target_label == self.residual_label:
+        if self.target_label is not None and self.target_label == self.residual_label:
             problems.append("target_label and residual_label are the same; give the two stems different names")
+        try:
+            bit_depth_of(self.stem_format, self.bit_depth)
+        except ValueError as error:
+            problems.append(f"bit_depth and stem_format: {error}")
         if (self.solver_method is None) != (self.solver_steps is None):
             problems.append("solver_method and solver_steps go together; give both or none")
         if self.halo_seconds is not None and self.halo_seconds >= (self.segment_seconds or math.inf):
             problems.append("halo_seconds must be smaller than segment_seconds; make segments longer")
+        if self.skip_inactive and not self.predict_spans:
+            problems.append("skip_inactive without predict_spans: nothing says where the sound is; set both")
+        if self.span_predictor is not None and not self.predict_spans:
+            problems.append("span_predictor without predict_spans; set both")
+        if self.candidates > 1 and self.ranker == "judge" and self.judge is None:
+            problems.append("candidates without a judge; name one in judge, or choose another ranker")
+        if self.rerank_below is not None and self.candidates == 1:
+            problems.append("rerank_below without candidates; set candidates to the most that may be made")
         if self.device == "cpu" and self.gpus_per_separator:
             problems.append("gpus_per_separator with device=cpu; set it to 0 or use device=cuda")
         if self.device.startswith("cuda") and self.gpus_per_separator == 0:
@@ -188,6 +295,12 @@ class JobConfig(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def all_prompts(self) -> tuple[Prompt, ...]:
+        """`prompts`, and one for each of `descriptions` (with `anchors`, which are a prompt by themselves too)."""
+        texts = self.descriptions or (("",) if self.anchors else ())
+        return self.prompts + tuple(Prompt(description=text, anchors=self.anchors) for text in texts)
 
     @property
     def read_prefixes(self) -> tuple[str, ...]:
@@ -268,7 +381,7 @@ def _parser(defaults: Mapping[str, Any], prog: str | None, description: str | No
             text += " (required)"
         if info.annotation is bool:
             parser.add_argument(*options, help=text, action=argparse.BooleanOptionalAction)
-        elif name in ("descriptions", "allowed_read_prefixes"):
+        elif name in ("descriptions", "prompts", "allowed_read_prefixes"):
             options.append(options[0].removesuffix("es") if name.endswith("xes") else options[0].removesuffix("s"))
             parser.add_argument(*options, help=text + ". Repeatable", metavar="TEXT", action="append", dest=name)
         else:
@@ -278,9 +391,9 @@ def _parser(defaults: Mapping[str, Any], prog: str | None, description: str | No
 
 def _metavar(annotation: Any) -> str:
     choices = [c for kind in (annotation, *get_args(annotation)) if get_origin(kind) is Literal for c in get_args(kind)]
-    if choices:
-        return "|".join(choices)
     kinds = {annotation, *get_args(annotation)}
+    if choices:
+        return "|".join([*map(str, choices), *(["N"] if int in kinds else [])])
     return "N" if int in kinds else "X" if float in kinds else "JSON" if Anchor in get_args(annotation) else "TEXT"
 
 

@@ -6,12 +6,15 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from operators.describe import ModelFacts
 from operators.errors import AssetError
 from operators.sam_audio.config import SolverConfig
 from operators.segments import Segment, cut
+from operators.separator import SeparatorOptions
 from pipeline.config import JobConfig
-from pipeline.plan import Item, core_and_halo
+from pipeline.plan import Item, Work, core_and_halo
 from pipeline.schema import FailureRow, utc_now
 from pipeline.storage import Store
 from pipeline.uris import redact
@@ -40,8 +43,32 @@ class Context:
             return None
         return SolverConfig(self.config.solver_method, 1 / self.config.solver_steps)
 
-    def cut(self, total_frames: int) -> list[Segment]:
-        return cut(total_frames, *core_and_halo(self.config, self.facts))
+    @property
+    def options(self) -> SeparatorOptions:
+        config = self.config
+        return SeparatorOptions(
+            solver=self.solver,
+            channels=config.channels,
+            residual=config.residual,
+            predict_spans=config.predict_spans,
+            skip_inactive=config.skip_inactive,
+            span_predictor=config.span_predictor,
+            judge=config.judge,
+            candidates=config.candidates,
+            ranker=config.ranker,
+            rerank_below=config.rerank_below,
+            dtype=getattr(torch, config.precision),
+        )
+
+    def cut(self, item: Item, total_frames: int) -> list[Segment]:
+        return cut(total_frames, *core_and_halo(self.config, self.facts, item.mask_uri is not None))
+
+    def core_seconds(self, work: Work) -> float:
+        """Duration of a work's core; 0 when its parts are only to be joined."""
+        if work.segment is None:
+            return 0.0
+        frames = work.segment.core_end - work.segment.core_start
+        return frames * self.facts.hop_length / self.facts.sample_rate
 
     def failure(self, item: Item, stage: str, error: Exception, attempt: int = 1) -> FailureRow:
         """The failures row of an item; anything but an AssetError is our fault and is said to be."""

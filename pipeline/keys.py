@@ -20,8 +20,9 @@ def stem_key(config_hash: str, asset_id: str, item_id: str, label: str, extensio
     return f"stems/{config_hash}/{safe_name(asset_id)}/{item_id[:12]}/{label}.{extension}"
 
 
-def parts_prefix(config_hash: str, item_id: str) -> str:
-    return f"parts/{config_hash}/{item_id}"
+def parts_prefix(config_hash: str, item_id: str | None = None) -> str:
+    """Of one item, or of all items of a configuration."""
+    return f"parts/{config_hash}/{item_id}" if item_id else f"parts/{config_hash}"
 
 
 def part_key(config_hash: str, item_id: str, index: int, count: int, label: str, extension: str = "flac") -> str:

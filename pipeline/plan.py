@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,14 +23,21 @@ from operators.segments import Segment, cut
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.filesystems import filesystem
 from pipeline.keys import part_key, parts_prefix
-from pipeline.schema import Anchor, ManifestRow, anchors_json
+from pipeline.prompts import Anchor, Prompt, anchors_json
+from pipeline.schema import ManifestRow
 from pipeline.storage import Store, media_errors
-from pipeline.uris import locate
+from pipeline.uris import locate, redact
 
 # Probes wait for the object store, not for the processor.
 PROBES = 16
 # A halo of one window on either side is then 9 % of the work.
 SEGMENT_WINDOWS = 20
+# Beyond this a header lies; the work for it would fill the driver's memory.
+MAX_HOURS = 1000
+# A span may end with a recording whose length was rounded.
+SPAN_TOLERANCE_SECONDS = 0.5
+# Masked video is heavier than sound by far: shorter segments bound what travels, at the price of more halo.
+VIDEO_SEGMENT_WINDOWS = 5
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,17 @@ class Item:
     anchors: tuple[tuple[str, float, float], ...]
     metadata_json: str | None
     segment_count: int
+    target_label: str
+    residual_label: str
+    mask_uri: str | None = None
+    mask_etag: str | None = None
 
     @property
     def noise_key(self) -> str:
         """What the noise depends on beside the frame: not the configuration, so that segments can be cut anew."""
         identity = [self.asset_id, self.etag, self.size_bytes, self.description, self.anchors]
+        if self.mask_uri is not None:
+            identity.append(self.mask_etag)
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -132,10 +145,24 @@ def read_manifest(url: str, limit: int | None = None) -> Iterator[dict[str, Any]
         ) from None
 
 
-def item_id(row: ManifestRow, description: str, anchors: Sequence[Anchor], config_hash: str) -> str:
+@dataclass(frozen=True)
+class Task:
+    """A prompt as one row wants it done: with the names of its stems, and the version of its mask."""
+
+    prompt: Prompt
+    target_label: str
+    residual_label: str
+    mask_etag: str | None = None
+
+
+def item_id(row: ManifestRow, task: Task, config_hash: str) -> str:
     """32 hex digits of all that identifies an item."""
     version = row.etag or f"size-{row.size_bytes}"
-    identity = [row.asset_id, row.uri, version, description, [list(a) for a in anchors], config_hash]
+    prompt = task.prompt
+    identity = [
+        *(row.asset_id, row.uri, version, config_hash, prompt.description, [list(a) for a in prompt.anchors]),
+        *(prompt.mask_uri, task.mask_etag, task.target_label, task.residual_label),
+    ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
@@ -143,21 +170,28 @@ def complete(row: ManifestRow, store: Store) -> ManifestRow:
     """The row with what it did not say: source version, duration, channels. Raises AssetError."""
     if row.etag is None or row.size_bytes is None:
         found = store.stat_media(row.uri)
-        row = row.model_copy(update={"etag": found.etag, "size_bytes": found.size_bytes})
+        row = row.model_copy(update={"etag": row.etag or found.etag, "size_bytes": found.size_bytes})
     if row.duration_seconds is None:
         with media_errors(row.uri), store.open_media(row.uri) as file:
             info = probe(file, row.uri)
         row = row.model_copy(update={"duration_seconds": info.duration_seconds, "channels": info.channels})
     if not row.duration_seconds:
         raise AssetError("empty_file", f"{row.uri} lasts 0 s", "take the row out of the manifest")
+    if row.duration_seconds > MAX_HOURS * 3600:
+        raise AssetError(
+            "bad_duration",
+            f"asset {row.asset_id!r} is said to last {row.duration_seconds / 3600:.0f} h",
+            f"correct duration_seconds; recordings of more than {MAX_HOURS} h must be cut first",
+            field="duration_seconds",
+        )
     return row
 
 
-def core_and_halo(config: JobConfig, facts: ModelFacts) -> tuple[int, int]:
+def core_and_halo(config: JobConfig, facts: ModelFacts, video: bool = False) -> tuple[int, int]:
     """Frames of a segment's core and of the halo on either side. Raises JobConfigError when they do not go together."""
     # Cores on the window grid, so that neighbours agree exactly where they are joined.
     grid = facts.stride_frames
-    wanted = SEGMENT_WINDOWS * facts.window_frames
+    wanted = (VIDEO_SEGMENT_WINDOWS if video else SEGMENT_WINDOWS) * facts.window_frames
     if config.segment_seconds is not None:
         wanted = facts.frames(config.segment_seconds)
     halo = facts.halo_frames if config.halo_seconds is None else facts.frames(config.halo_seconds)
@@ -179,90 +213,181 @@ class Planner:
     ) -> None:
         self.config, self.store, self.facts = config, store, facts
         self.config_hash, self.committed = config_hash, committed
-        self.core, self.halo = core_and_halo(config, facts)
+        self.cuts = {video: core_and_halo(config, facts, video) for video in (False, True)}
 
     def plan(self, records: Iterable[dict[str, Any]]) -> Plan:
         plan = Plan()
         with ThreadPoolExecutor(PROBES) as pool:
             planned = pool.map(self._plan_record, records)
-            works: list[tuple[float, list[Work]]] = []
-            seen: dict[str, str] = {}
+            # Prompts in several rows of one asset are decoded together.
+            assets: dict[tuple[str, str, str, int], list[Item]] = {}
+            seen: set[str] = set()
             for rejected, items, total, skipped in planned:
-                fresh = []
-                for item in items:
-                    if seen.setdefault(item.item_id, item.uri) == item.uri and item not in fresh:
-                        fresh.append(item)
                 plan.rejected += rejected
-                plan.items += len(fresh) + len(rejected) + skipped
+                plan.items += len(rejected) + skipped
                 plan.skipped += skipped
-                if fresh:
-                    plan.audio_seconds += fresh[0].duration_seconds
-                    works.append((fresh[0].duration_seconds, self._works(fresh, total)))
-        works.sort(key=lambda pair: -pair[0])
-        plan.todo = [work for _, group in works for work in group]
+                for item in items:
+                    if item.item_id not in seen:
+                        seen.add(item.item_id)
+                        plan.items += 1
+                        assets.setdefault((item.asset_id, item.uri, item.etag, total), []).append(item)
+        parts = self._stored() if assets else {}
+        longest_first = sorted(assets.items(), key=lambda found: -found[0][-1])
+        plan.todo = [work for (*_, total), items in longest_first for work in self._works(items, total, parts)]
+        plan.audio_seconds = sum(self._seconds(work) for work in plan.todo)
         return plan
 
+    def _stored(self) -> dict[str, set[str]]:
+        """Keys of parts by item: one listing, however many items there are."""
+        found: dict[str, set[str]] = {}
+        for key in self.store.list(parts_prefix(self.config_hash)):
+            found.setdefault(key.split("/")[2], set()).add(key)
+        return found
+
     def _plan_record(self, record: dict[str, Any]) -> tuple[list[Rejected], list[Item], int, int]:
+        """Rejected, items to do, frames of the asset, and how many items are committed."""
         try:
-            row = ManifestRow.from_record(record)
+            return self._plan_row(ManifestRow.from_record(record))
         except AssetError as error:
-            digest = hashlib.sha256(json.dumps(record, default=str, sort_keys=True).encode()).hexdigest()[:32]
-            asset, uri = str(record.get("asset_id") or "?")[:2048], str(record.get("uri") or "?")[:4096]
-            return [Rejected(digest, asset, uri, None, error)], [], 0, 0
-        prompts = [(d, row.anchors or self.config.anchors) for d in self._descriptions(row)]
-        ids = [item_id(row, d, a, self.config_hash) for d, a in prompts]
+            problem = error
+        except Exception as error:  # one row must not end the plan
+            problem = AssetError(
+                "internal_error",
+                f"{type(error).__name__}: {redact(str(error))[:500]}",
+                "this is a fault of the pipeline or of the store: run the job again, and report it if it stays",
+            )
+        digest = hashlib.sha256(json.dumps(record, default=str, sort_keys=True).encode()).hexdigest()[:32]
+        asset, uri = str(record.get("asset_id") or "?")[:2048], str(record.get("uri") or "?")[:4096]
+        return [Rejected(digest, asset, uri, None, problem)], [], 0, 0
+
+    def _plan_row(self, row: ManifestRow) -> tuple[list[Rejected], list[Item], int, int]:
+        prompts = self._prompts(row)
+        if not prompts:
+            error = AssetError(
+                "no_prompt",
+                f"asset {row.asset_id!r} has no prompt and the job has none",
+                "give --descriptions or --prompt, or a column description, anchors, mask_uri or prompts",
+                field="prompts",
+            )
+            nothing = Task(Prompt(), "target", "residual")
+            return [self._rejected(row, item_id(row, nothing, self.config_hash), error)], [], 0, 0
+        rejected: list[Rejected] = []
+        tasks: list[Task] = []
+        for prompt in prompts:
+            labels = prompt.labels(self.config.target_label, self.config.residual_label)
+            try:
+                self._check_prompt(row, prompt)
+                etag = self.store.stat_media(prompt.mask_uri).etag if prompt.mask_uri else None
+                tasks.append(Task(prompt, *labels, etag))
+            except AssetError as error:  # of this prompt; the asset's others go on
+                named = item_id(row, Task(prompt, *labels), self.config_hash)
+                error = AssetError(error.cause, error.message, error.remedy, field="mask_uri")
+                rejected.append(self._rejected(row, named, error))
+        if not tasks:
+            return rejected, [], 0, 0
         try:
-            if not prompts:
-                raise AssetError(
-                    "no_prompt",
-                    f"asset {row.asset_id!r} has no description and the job has none",
-                    "give --descriptions, or a description column in the manifest",
-                    field="description",
-                )
             if row.etag is None and row.size_bytes is None:
                 row = complete(row, self.store)
-                ids = [item_id(row, d, a, self.config_hash) for d, a in prompts]
-            left = [(i, p) for i, p in zip(ids, prompts, strict=True) if i not in self.committed]
-            skipped = len(ids) - len(left)
+            left = {i: task for task in tasks if (i := item_id(row, task, self.config_hash)) not in self.committed}
+            skipped = len(tasks) - len(left)
             if not left:
-                return [], [], 0, skipped
+                return rejected, [], 0, skipped
             row = complete(row, self.store)
             self.store.locate_media(row.uri)
+            assert row.duration_seconds is not None
+            total = self.facts.frames(row.duration_seconds)
         except AssetError as error:
-            rejected = [
-                Rejected(i, row.asset_id, row.uri, row.metadata_json, error)
-                for i in (ids or [item_id(row, "", (), self.config_hash)])
-                if i not in self.committed
-            ]
-            return rejected, [], 0, max(len(ids) - len(rejected), 0)
-        assert row.duration_seconds is not None and row.size_bytes is not None and row.etag is not None
-        total = self.facts.frames(row.duration_seconds)
-        count = len(cut(total, self.core, self.halo))
-        items = [
-            Item(
-                item_id=i,
-                asset_id=row.asset_id,
-                uri=row.uri,
-                etag=row.etag,
-                size_bytes=row.size_bytes,
-                duration_seconds=row.duration_seconds,
-                description=description,
-                anchors=tuple((a.token, a.start, a.end) for a in anchors),
-                metadata_json=row.metadata_json,
-                segment_count=count,
+            ids = [item_id(row, task, self.config_hash) for task in tasks]
+            lost = [self._rejected(row, i, error) for i in ids if i not in self.committed]
+            return rejected + lost, [], 0, len(ids) - len(lost)
+        items = []
+        for i, task in left.items():
+            outside = self._outside(row, task.prompt)
+            if outside is not None:
+                rejected.append(self._rejected(row, i, outside))
+            else:
+                items.append(self._item(row, i, task, total))
+        return rejected, items, total, skipped
+
+    def _prompts(self, row: ManifestRow) -> tuple[Prompt, ...]:
+        """The row's own prompts; else the job's, with the row's spans and mask where it has some."""
+        if row.prompts:
+            return row.prompts
+        anchors = row.anchors or self.config.anchors
+        if row.description:
+            return (Prompt(description=row.description, anchors=anchors, mask_uri=row.mask_uri),)
+        own: dict[str, Any] = {
+            name: value for name, value in (("anchors", row.anchors), ("mask_uri", row.mask_uri)) if value
+        }
+        if own and not self.config.all_prompts:
+            return (Prompt(**own),)
+        return tuple(prompt.model_copy(update=own) for prompt in self.config.all_prompts)
+
+    def _check_prompt(self, row: ManifestRow, prompt: Prompt) -> None:
+        if prompt.mask_uri is None:
+            return
+        if self.facts.image_size is None:
+            raise AssetError(
+                "no_vision",
+                f"asset {row.asset_id!r} has a masked video, and model {self.config.model} takes none",
+                "use a model with a vision encoder (facebook/sam-audio-*-tv), or take mask_uri out",
+                field="mask_uri",
             )
-            for i, (description, anchors) in left
-        ]
-        return [], items, total, skipped
+        if row.has_video is False:
+            raise AssetError(
+                "no_video",
+                f"asset {row.asset_id!r} has a mask, and {redact(row.uri)} has no video stream",
+                "name the file with the picture, or take mask_uri out",
+                field="mask_uri",
+            )
 
-    def _descriptions(self, row: ManifestRow) -> tuple[str, ...]:
-        return (row.description,) if row.description else self.config.descriptions
+    def _outside(self, row: ManifestRow, prompt: Prompt) -> AssetError | None:
+        """What is wrong with spans that the recording does not have."""
+        duration = row.duration_seconds or 0.0
+        for anchor in prompt.anchors:
+            if anchor.start >= duration or anchor.end > duration + SPAN_TOLERANCE_SECONDS:
+                return AssetError(
+                    "bad_anchor",
+                    f"asset {row.asset_id!r}: the span {list(anchor)} is not inside the recording of {duration:.2f} s",
+                    "correct the span, or the duration_seconds column",
+                    field="anchors",
+                )
+        return None
 
-    def _works(self, items: list[Item], total: int) -> list[Work]:
-        segments = cut(total, self.core, self.halo)
+    def _item(self, row: ManifestRow, identity: str, task: Task, total: int) -> Item:
+        assert row.duration_seconds is not None and row.size_bytes is not None and row.etag is not None
+        return Item(
+            item_id=identity,
+            asset_id=row.asset_id,
+            uri=row.uri,
+            etag=row.etag,
+            size_bytes=row.size_bytes,
+            duration_seconds=row.duration_seconds,
+            description=task.prompt.description,
+            anchors=tuple((a.token, a.start, a.end) for a in task.prompt.anchors),
+            metadata_json=row.metadata_json,
+            segment_count=len(cut(total, *self.cuts[task.prompt.mask_uri is not None])),
+            target_label=task.target_label,
+            residual_label=task.residual_label,
+            mask_uri=task.prompt.mask_uri,
+            mask_etag=task.mask_etag,
+        )
+
+    def _rejected(self, row: ManifestRow, identity: str, error: AssetError) -> Rejected:
+        return Rejected(identity, row.asset_id, row.uri, row.metadata_json, error)
+
+    def _works(self, items: list[Item], total: int, parts: dict[str, set[str]]) -> list[Work]:
+        """Items that look at the same picture, or at none, share their segments: one decode, one encode."""
+        works = []
+        for mask in dict.fromkeys(item.mask_uri for item in items):
+            works += self._segments([item for item in items if item.mask_uri == mask], total, parts)
+        return works
+
+    def _segments(self, items: list[Item], total: int, parts: dict[str, set[str]]) -> list[Work]:
+        segments = cut(total, *self.cuts[items[0].mask_uri is not None])
         if len(segments) == 1:
             return [Work(tuple(items), segments[0], total)]
-        stored = {item.item_id: stored_parts(self.store, self.config_hash, item) for item in items}
+        stored = {i.item_id: whole_parts(parts.get(i.item_id, set()), self.config_hash, i) for i in items}
         works = []
         for segment in segments:
             wanting = tuple(item for item in items if segment.index not in stored[item.item_id])
@@ -272,22 +397,34 @@ class Planner:
         works += [Work((item,), None, total) for item in items if len(stored[item.item_id]) == len(segments)]
         return works
 
+    def _seconds(self, work: Work) -> float:
+        """Audio that a work adds to its items' stems, once an item: what progress counts."""
+        if work.segment is None:
+            return 0.0
+        frames = work.segment.core_end - work.segment.core_start
+        return len(work.items) * frames * self.facts.hop_length / self.facts.sample_rate
 
-def part_names(config_hash: str, item: Item, index: int) -> tuple[str, str]:
-    """Keys of the target's and the residual's part. Parts are float WAV: overs survive the join."""
+
+def part_names(config_hash: str, item: Item, index: int) -> tuple[str, str, str]:
+    """Keys of a segment's target, residual and facts. Sound is float WAV: overs survive the join."""
     count = item.segment_count
     return (
         part_key(config_hash, item.item_id, index, count, "target", "wav"),
         part_key(config_hash, item.item_id, index, count, "residual", "wav"),
+        part_key(config_hash, item.item_id, index, count, "facts", "json"),
     )
 
 
 def stored_parts(store: Store, config_hash: str, item: Item) -> set[int]:
-    """Segments of which both stems are stored."""
-    found = set(store.list(parts_prefix(config_hash, item.item_id)))
-    if not found:
+    """Segments of which both stems and the facts are stored."""
+    return whole_parts(set(store.list(parts_prefix(config_hash, item.item_id))), config_hash, item)
+
+
+def whole_parts(keys: set[str], config_hash: str, item: Item) -> set[int]:
+    """Segments all of whose parts are among the keys."""
+    if not keys:
         return set()
-    return {i for i in range(item.segment_count) if set(part_names(config_hash, item, i)) <= found}
+    return {i for i in range(item.segment_count) if set(part_names(config_hash, item, i)) <= keys}
 
 
 def anchors_text(item: Item) -> str | None:

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.context import Context, failure_row
 from pipeline.metrics import Progress
 from pipeline.plan import Plan, Planner, read_manifest
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
-from pipeline.storage import Store
+from pipeline.storage import StorageError, Store
 from pipeline.tables import Tables
 from pipeline.uris import redact
 
@@ -46,7 +47,7 @@ def run(config: JobConfig, job: str) -> int:
     solver = None
     if config.solver_method and config.solver_steps:
         solver = SolverConfig(config.solver_method, 1 / config.solver_steps)
-    facts = describe(config.model, solver)
+    facts = describe(config.model, solver, predict_spans=config.predict_spans)
     config_hash = config.config_hash(facts.version)
     store = Store(config.lake, config.read_prefixes)
     tables = Tables(store)
@@ -63,6 +64,7 @@ def run(config: JobConfig, job: str) -> int:
         ray_version=version("ray"),
         host=platform.node(),
     )
+    recorder: Recorder | None = None
     try:
         if not config.dry_run:
             tables.catch_up(config_hash)
@@ -86,8 +88,10 @@ def run(config: JobConfig, job: str) -> int:
     except Exception as error:  # Ray's are of many kinds
         message = redact(f"{type(error).__name__}: {error}")[:2000]
         print(f"{job}: the run broke: {message}\nRun the same command again: what is committed stays.", file=sys.stderr)
-        if run_row.items_planned:
-            _finish(tables, run_row, "broken", None, started, message)
+        with suppress(StorageError):  # when the store is what broke, the next run records what is committed
+            if recorder is not None:
+                recorder.flush()
+                _finish(tables, run_row, "broken", recorder.progress, started, message)
         return BROKEN
     status = "broken" if unanswered else "done"
     _finish(tables, run_row, status, progress, started, f"{unanswered} items unanswered" if unanswered else None)
@@ -157,16 +161,16 @@ def _execute(context: Context, plan: Plan, recorder: Recorder) -> int:
     return len(left)
 
 
-def _finish(
-    tables: Tables, row: RunRow, status: str, progress: Progress | None, started: float, error: str | None
-) -> None:
-    done = {"status": status, "finished_at": utc_now(), "elapsed_seconds": time.monotonic() - started, "error": error}
-    if progress is not None:
-        done |= {
-            "items_committed": progress.committed,
-            "items_failed": progress.failed,
-            "audio_seconds": progress.audio_seconds,
-        }
+def _finish(tables: Tables, row: RunRow, status: str, progress: Progress, started: float, error: str | None) -> None:
+    done = {
+        "status": status,
+        "finished_at": utc_now(),
+        "elapsed_seconds": time.monotonic() - started,
+        "error": error,
+        "items_committed": progress.committed,
+        "items_failed": progress.failed,
+        "audio_seconds": progress.audio_seconds,
+    }
     tables.put_run(row.model_copy(update=done))
 
 

@@ -12,31 +12,23 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, NamedTuple, Self, Union, get_args, get_origin
+from typing import Any, Self, Union, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from operators.errors import AssetError
+from pipeline.prompts import ANCHORS_TYPE, PROMPTS_TYPE, Anchor, Prompt, parse_anchors, parse_prompts
 from pipeline.uris import redact
 
-
-class Anchor(NamedTuple):
-    """A span prompt: the sound is (`+`) or is not (`-`) heard from `start` to `end`, in seconds."""
-
-    token: str
-    start: float
-    end: float
-
-
-_ANCHOR_TYPE = pa.list_(pa.struct([("token", pa.string()), ("start", pa.float64()), ("end", pa.float64())]))
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
     float: pa.float64(),
     bool: pa.bool_(),
     datetime: pa.timestamp("us", tz="UTC"),
-    tuple[Anchor, ...]: _ANCHOR_TYPE,
+    tuple[Anchor, ...]: ANCHORS_TYPE,
+    tuple[Prompt, ...]: PROMPTS_TYPE,
 }
 
 
@@ -83,6 +75,16 @@ class ManifestRow(Row):
         default=None,
         description="Span prompt for this row: list of (token '+' or '-', start, end in seconds)",
     )
+    mask_uri: str | None = Field(
+        default=None,
+        max_length=4096,
+        description="Visual prompt for this row: a mask video, or npz or npy masks, of the asset's own video",
+    )
+    prompts: tuple[Prompt, ...] | None = Field(
+        default=None,
+        description="Several prompts for this row: list of descriptions, or of (name, residual_name, description, "
+        "anchors, mask_uri)",
+    )
     metadata_json: str | None = Field(
         default=None,
         description="Every other column of the manifest, as one JSON object; copied to the result tables",
@@ -121,10 +123,10 @@ class ManifestRow(Row):
     def _number_as_id(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("asset_id", "uri")
+    @field_validator("asset_id", "uri", "mask_uri")
     @classmethod
-    def _no_control_characters(cls, value: str) -> str:
-        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in value):
+    def _no_control_characters(cls, value: str | None) -> str | None:
+        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in value or ""):
             raise ValueError("control characters are not allowed")
         return value
 
@@ -138,43 +140,23 @@ class ManifestRow(Row):
     def _anchors(cls, value: Any) -> tuple[Anchor, ...] | None:
         return parse_anchors(value) or None
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> tuple[Prompt, ...] | None:
+        return parse_prompts(value) or None
+
+    @field_validator("etag", mode="before")
+    @classmethod
+    def _bare_etag(cls, value: Any) -> Any:
+        # HTTP writes W/"..." or "...", and listings of other tools keep that.
+        return value.strip().removeprefix("W/").strip('"') or None if isinstance(value, str) else value
+
     @field_validator("metadata_json")
     @classmethod
     def _metadata_is_object(cls, value: str | None) -> str | None:
         if value is not None and not isinstance(json.loads(value), dict):
             raise ValueError("must hold a JSON object")
         return value
-
-
-def parse_anchors(value: Any) -> tuple[Anchor, ...]:
-    """Anchors from JSON text, from [token, start, end] triples or from {token, start, end} structs.
-
-    Raises ValueError for a token other than + and -, and for a span that is not 0 <= start < end.
-    """
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
-    if value is None:
-        return ()
-    if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
-        raise ValueError("anchors must be a list of [token, start, end]")
-    anchors = []
-    for entry in value:
-        if isinstance(entry, Mapping):
-            entry = [entry.get(name) for name in Anchor._fields]
-        if isinstance(entry, str) or not hasattr(entry, "__len__") or len(entry) != 3 or None in list(entry):
-            raise ValueError(f"an anchor is [token, start, end], got {entry!r}")
-        token, start, end = entry[0], float(entry[1]), float(entry[2])
-        if token not in ("+", "-"):
-            raise ValueError(f"an anchor's token is '+' (heard) or '-' (not heard), got {token!r}")
-        if not 0 <= start < end < math.inf:
-            raise ValueError(f"an anchor needs 0 <= start < end in seconds, got {start} and {end}")
-        anchors.append(Anchor(str(token), start, end))
-    return tuple(anchors)
-
-
-def anchors_json(anchors: Sequence[Anchor] | None) -> str | None:
-    """Anchors as JSON text for the tables (`[["+", 1.0, 2.5]]`), None when there are none."""
-    return json.dumps([list(a) for a in anchors]) if anchors else None
 
 
 def _merge_metadata(existing: Any, extra: Mapping[str, Any]) -> str:
@@ -223,17 +205,53 @@ class StemRow(Row):
     anchors_json: str | None = Field(
         default=None, description="Span prompt as JSON: [[token, start, end], ...] in seconds"
     )
+    mask_uri: str | None = Field(default=None, description="Visual prompt: masks of the asset's video")
     target_label: str = Field(description="What the target stem is called, e.g. dialogue")
     residual_label: str = Field(description="What the residual stem is called, e.g. music_and_effects")
     target_uri: str = Field(description="The sound that was asked for")
     residual_uri: str = Field(description="Everything else")
     sample_rate: int = Field(description="Sample rate of both stems, Hz")
+    source_sample_rate: int | None = Field(
+        default=None, description="Sample rate of the media file, Hz; null when the file was gone at the end"
+    )
+    bit_depth: int | None = Field(
+        default=None, description="Bits of a sample of both stems; 32 is float, null for Opus, which has none"
+    )
     channels: int = Field(description="Number of channels of both stems")
     duration_seconds: float = Field(description="Duration of both stems")
     segment_count: int = Field(description="Number of segments the asset was cut into")
     target_peak: float = Field(description="Largest absolute sample of the target; 1.0 is full scale")
     residual_peak: float = Field(description="Largest absolute sample of the residual; 1.0 is full scale")
+    target_loudness_lufs: float | None = Field(
+        default=None, description="Integrated loudness of the target (EBU R 128); null for silence, under -70 LUFS"
+    )
+    residual_loudness_lufs: float | None = Field(
+        default=None, description="Integrated loudness of the residual (EBU R 128); null for silence, under -70 LUFS"
+    )
+    target_true_peak_dbtp: float | None = Field(
+        default=None, description="True peak of the target (BS.1770), dB of full scale; null for digital silence"
+    )
+    residual_true_peak_dbtp: float | None = Field(
+        default=None, description="True peak of the residual (BS.1770), dB of full scale; null for digital silence"
+    )
+    gain_db: float = Field(
+        default=0.0, description="By how much both stems were turned up (negative: down) so that neither clips"
+    )
     clipped_samples: int = Field(description="Samples of both stems that the file format had to clip")
+    predicted_spans_json: str | None = Field(
+        default=None,
+        description="Where the sound was predicted to be heard, as JSON: [[start, end], ...] in seconds; null when "
+        "nothing was predicted, [] when it is heard nowhere",
+    )
+    judge_overall: float | None = Field(
+        default=None, description="Judge's score of the target, 1 to 5, mean over the asset; null without a judge"
+    )
+    judge_recall: float | None = Field(default=None, description="Judge: how much of the sound is in the target")
+    judge_precision: float | None = Field(default=None, description="Judge: how little else is in the target")
+    judge_faithfulness: float | None = Field(default=None, description="Judge: how natural the target sounds")
+    candidates: int = Field(default=1, description="Candidates that were made, at most in any segment")
+    windows: int = Field(default=0, description="Windows of the model in all segments, halos included")
+    windows_skipped: int = Field(default=0, description="Windows left out because the sound was not heard there")
     run_id: str = Field(description="The run that committed the item")
     committed_at: AwareDatetime = Field(description="When the item was committed, UTC")
     metadata_json: str | None = Field(default=None, description="The manifest's other columns, as one JSON object")

@@ -1,6 +1,7 @@
 """Decoding and separation wrapped for Ray: rows in, rows out, an error of one asset as a row like any other.
 
-Rows between the stages: `work` (JSON of plan.Work), `failure` (JSON or empty), audio as [channels, samples] float32.
+Rows between the stages: `work` (JSON of plan.Work), `failure` (JSON or empty), `facts` (JSON or empty), audio as
+[channels, samples] float32, `video` as bytes of `frame_transport` (empty without masked video).
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from operators.errors import AssetError
+from operators.frame_transport import PackedFrames, pack
 from operators.media import decode_range
 from operators.segments import Segment
 from operators.separator import SegmentRequest, SegmentStems, Separator
+from operators.video import masked_frames
 from pipeline.attempts import Attempts
 from pipeline.context import Context
+from pipeline.facts import Facts
 from pipeline.keys import commit_key
 from pipeline.plan import Item, Work
 from pipeline.schema import FailureRow
@@ -31,14 +35,14 @@ OVERRUN_SECONDS = 0.5
 
 
 class DecodeStage:
-    """Work -> work with `audio`: the segment's samples, once for all its items."""
+    """Work -> work with `audio` (and `video`): the segment's samples (and masked frames), once for all its items."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def __call__(self, row: Row) -> Row:
         work = Work.from_json(row["work"])
-        out = {"work": row["work"], "failure": "", "audio": NO_AUDIO}
+        out = {"work": row["work"], "failure": "", "audio": NO_AUDIO, "video": b""}
         store, context = self.context.store, self.context
         try:
             # Another driver may have committed items meanwhile; their work would be thrown away.
@@ -49,8 +53,11 @@ class DecodeStage:
             if work.segment is not None and left:
                 with Attempts(store, work.asset, work.segment.index, "decode", context.config.max_attempts):
                     out["audio"] = self.decode(store, work.asset, work.segment, work.total_frames)
+                    if work.asset.mask_uri is not None:
+                        out["video"] = self.look(store, work.asset, work.segment)
         except Exception as error:  # one asset must not end the run
             out["failure"] = context.failure(work.asset, "decode", error).model_dump_json()
+            out["audio"] = NO_AUDIO
         return out
 
     def decode(self, store: Store, asset: Item, segment: Segment, total_frames: int) -> np.ndarray:
@@ -58,24 +65,16 @@ class DecodeStage:
         hop, rate = facts.hop_length, facts.sample_rate
         last = segment.end == total_frames
         end = segment.end * hop
-        with media_errors(asset.uri):
-            found = store.stat_media(asset.uri)
-            if found.etag != asset.etag:
-                raise AssetError(
-                    "source_changed",
-                    f"{redact(asset.uri)} is no longer the version that the manifest lists",
-                    "build the manifest again; it then becomes a new item",
-                    field="etag",
-                )
-            with store.open_media(asset.uri) as file:
-                audio = decode_range(
-                    file,
-                    redact(asset.uri),
-                    start=segment.start * hop,
-                    stop=end + rate if last else end,
-                    sample_rate=rate,
-                    expected_seconds=asset.duration_seconds,
-                )
+        unchanged(store, asset.uri, asset.etag)
+        with media_errors(asset.uri), store.open_media(asset.uri) as file:
+            audio = decode_range(
+                file,
+                redact(asset.uri),
+                start=segment.start * hop,
+                stop=end + rate if last else end,
+                sample_rate=rate,
+                expected_seconds=asset.duration_seconds,
+            )
         limit = end - segment.start * hop
         if last and audio.shape[1] > limit + OVERRUN_SECONDS * rate:
             raise AssetError(
@@ -89,6 +88,44 @@ class DecodeStage:
         missing = (limit - hop + 1 if last else limit) - audio.shape[1]
         return np.pad(audio[:, :limit], ((0, 0), (0, max(missing, 0))))
 
+    def look(self, store: Store, asset: Item, segment: Segment) -> bytes:
+        """The masked frames of a segment, one a latent frame, packed for the way to the model."""
+        facts = self.context.facts
+        assert asset.mask_uri is not None and asset.mask_etag is not None and facts.image_size is not None
+        unchanged(store, asset.mask_uri, asset.mask_etag)
+        with (
+            media_errors(asset.uri),
+            media_errors(asset.mask_uri),
+            store.open_media(asset.uri) as video,
+            store.open_media(asset.mask_uri) as mask,
+        ):
+            return pack(
+                masked_frames(
+                    video,
+                    redact(asset.uri),
+                    mask,
+                    redact(asset.mask_uri),
+                    start=segment.start,
+                    end=segment.end,
+                    hop_length=facts.hop_length,
+                    sample_rate=facts.sample_rate,
+                    image_size=facts.image_size,
+                    interpolation=facts.interpolation,
+                    masked=self.context.config.masked,
+                )
+            )
+
+
+def unchanged(store: Store, uri: str, etag: str) -> None:
+    """AssetError when a file is not the version that was planned with."""
+    if store.stat_media(uri).etag != etag:
+        raise AssetError(
+            "source_changed",
+            f"{redact(uri)} is no longer the version that the manifest lists",
+            "build the manifest again; it then becomes a new item",
+            field="etag",
+        )
+
 
 class SeparateStage:
     """Batches of decoded work -> one row an item and segment, with both stems. An actor: it holds the model."""
@@ -100,12 +137,12 @@ class SeparateStage:
             torch.set_num_threads(threads)
         self.context = context
         config = context.config
-        self.separator = Separator(config.model, config.device, context.solver, config.windows_per_batch)
+        self.separator = Separator(config.model, config.device, context.options, config.windows_per_batch)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         rows = [
-            {"work": w, "failure": f, "audio": a}
-            for w, f, a in zip(batch["work"], batch["failure"], batch["audio"], strict=True)
+            {"work": w, "failure": f, "audio": a, "video": v}
+            for w, f, a, v in zip(batch["work"], batch["failure"], batch["audio"], batch["video"], strict=True)
         ]
         # Rows leave in the order of the batch, and none before all are done: when an actor dies, Ray repeats the call
         # and skips as many rows as the dead one had handed out.
@@ -141,11 +178,19 @@ class SeparateStage:
         for row, work, _ in rows:
             assert work.segment is not None
             audio = np.require(row["audio"], np.float32, ["C", "W"])
+            video = PackedFrames(row["video"]) if row["video"] else None
             for item in work.items:
                 of.append((item, work))
                 requests.append(
                     SegmentRequest(
-                        item.noise_key, audio, work.segment.start, work.total_frames, item.description, item.anchors
+                        item.noise_key,
+                        audio,
+                        work.segment.start,
+                        work.total_frames,
+                        item.description,
+                        item.anchors,
+                        video,
+                        (work.segment.core_start, work.segment.core_end),
                     )
                 )
         with ExitStack() as notes:
@@ -165,7 +210,8 @@ class SeparateStage:
             if isinstance(result, Exception):
                 yield from self.failed(one, result)
             else:
-                yield stems_row(one.to_json(), "", result.target, result.residual)
+                facts = Facts.of(result, self.context.core_seconds(one)).to_json()
+                yield stems_row(one.to_json(), "", facts, result.target, result.residual)
 
     def failed(self, work: Work, error: Exception) -> Iterator[dict[str, list[Any]]]:
         for item in work.items:
@@ -182,9 +228,9 @@ class SeparateStage:
 
 
 def stems_row(
-    work: str, failure: str, target: np.ndarray = NO_AUDIO, residual: np.ndarray = NO_AUDIO
+    work: str, failure: str, facts: str = "", target: np.ndarray = NO_AUDIO, residual: np.ndarray = NO_AUDIO
 ) -> dict[str, list[Any]]:
-    return {"work": [work], "failure": [failure], "target": [target], "residual": [residual]}
+    return {"work": [work], "failure": [failure], "facts": [facts], "target": [target], "residual": [residual]}
 
 
 def threads_per_actor(actors: int) -> int:

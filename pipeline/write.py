@@ -6,20 +6,22 @@ Result rows: `kind` (stem, failure, part), `row` (JSON of a StemRow or FailureRo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from operators.media import StemReport, StemWriter, read_stem
-from operators.segments import Joiner
+from operators.errors import AssetError
+from operators.media import StemWriter, probe, read_stem
+from operators.render import Output, Pieces, Rendered, render
+from operators.segments import Joiner, Segment
 from pipeline.context import Context
+from pipeline.facts import Facts, merge
 from pipeline.keys import commit_key, parts_prefix, stem_key
 from pipeline.plan import Item, Work, anchors_text, part_names, stored_parts
 from pipeline.schema import StemRow, utc_now
-from pipeline.storage import Store
+from pipeline.storage import Store, media_errors
 from pipeline.uris import redact
 
 
@@ -34,10 +36,7 @@ class WriteStage:
         item, context = work.asset, self.context
         if row["failure"]:
             return {"kind": "failure", "row": row["failure"], "audio_seconds": 0.0}
-        seconds = 0.0
-        if work.segment is not None:
-            frames = work.segment.core_end - work.segment.core_start
-            seconds = frames * context.facts.hop_length / context.facts.sample_rate
+        seconds = context.core_seconds(work)
         try:
             with tempfile.TemporaryDirectory(prefix="stems-") as folder:
                 stem = self.write(Path(folder), work, row)
@@ -54,21 +53,26 @@ class WriteStage:
     def write(self, folder: Path, work: Work, row: dict[str, Any]) -> StemRow | None:
         store, item = self.context.store, work.asset
         if work.segment is not None and item.segment_count == 1:
-            pieces = iter([(row["target"], row["residual"])])
-            return self.commit(store, item, folder, pieces)
+            return self.commit(
+                store, item, folder, lambda: [(row["target"], row["residual"])], Facts.from_json(row["facts"])
+            )
         if work.segment is not None:
-            names = part_names(self.context.config_hash, item, work.segment.index)
-            for name, samples in zip(names, (row["target"], row["residual"]), strict=True):
+            *stem_names, facts_name = part_names(self.context.config_hash, item, work.segment.index)
+            for name, samples in zip(stem_names, (row["target"], row["residual"]), strict=True):
                 path = folder / "part.wav"
                 with StemWriter(path, self.context.facts.sample_rate, samples.shape[0], "wav") as writer:
                     writer.write(samples)
                 store.upload(path, name, if_absent=False)
+            store.write_bytes(facts_name, row["facts"].encode())
         # Asked after our own parts are stored: whoever stores last sees them all. Two may: the marker decides.
         stem = self.committed(item)
         if stem is None:
             if len(stored_parts(store, self.context.config_hash, item)) < item.segment_count:
                 return None
-            stem = self.commit(store, item, folder, self.joined(store, item, work.total_frames, folder))
+            segments = self.context.cut(item, work.total_frames)
+            names = [part_names(self.context.config_hash, item, segment.index) for segment in segments]
+            facts = merge([Facts.from_json(store.read_bytes(name)) for _, _, name in names])
+            stem = self.commit(store, item, folder, lambda: self.joined(store, segments, names, folder), facts)
         store.delete_prefix(parts_prefix(self.context.config_hash, item.item_id))
         return stem
 
@@ -80,79 +84,102 @@ class WriteStage:
         return StemRow.model_validate_json(self.context.store.read_bytes(marker))
 
     def joined(
-        self, store: Store, item: Item, total_frames: int, folder: Path
+        self, store: Store, segments: Sequence[Segment], names: Sequence[Sequence[str]], folder: Path
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Target and residual piece by piece, with one part of each in memory."""
         hop = self.context.facts.hop_length
         joiners = Joiner(hop), Joiner(hop)
-        for segment in self.context.cut(total_frames):
+        for segment, (target, residual, _) in zip(segments, names, strict=True):
             pieces = []
-            for joiner, name in zip(joiners, part_names(self.context.config_hash, item, segment.index), strict=True):
+            for joiner, name in zip(joiners, (target, residual), strict=True):
                 path = folder / "joined-part.wav"
                 store.download(name, path)
                 pieces.append(joiner.add(segment, read_stem(path)))
                 path.unlink()
             yield pieces[0], pieces[1]
 
-    def commit(
-        self, store: Store, item: Item, folder: Path, pieces: Iterator[tuple[np.ndarray, np.ndarray]]
-    ) -> StemRow:
+    def commit(self, store: Store, item: Item, folder: Path, pieces: Callable[[], Pieces], facts: Facts) -> StemRow:
         """Write both stems, store them, and put the marker: of several writers of an item exactly one wins."""
         context, config = self.context, self.context.config
         if (done := self.committed(item)) is not None:
             return done
         paths = [folder / f"{name}.{config.stem_format}" for name in ("target", "residual")]
-        reports, channels = write_stems(paths, pieces, context.facts.sample_rate, config.stem_format)
+        source_rate = self.source_rate(store, item)
+        output = Output(config.stem_format, self.output_rate(source_rate), config.bit_depth, config.on_overs)
+        rendered = render(paths, pieces, context.facts.sample_rate, output)
         keys = [
             stem_key(context.config_hash, item.asset_id, item.item_id, label, config.stem_format)
-            for label in (config.target_label, config.residual_label)
+            for label in (item.target_label, item.residual_label)
         ]
         for path, key in zip(paths, keys, strict=True):
             store.upload(path, key)  # when it is there already, an earlier try stored the same stem
-        row = StemRow(
+        row = self.stem_row(item, [store.url(key) for key in keys], rendered, facts, source_rate)
+        marker = commit_key(context.config_hash, item.item_id)
+        store.put_if_absent(marker, row.model_dump_json().encode())
+        # Read back: a put whose answer was lost, and was sent again, may have been refused by itself.
+        return StemRow.model_validate_json(store.read_bytes(marker))
+
+    def stem_row(
+        self, item: Item, urls: Sequence[str], rendered: Rendered, facts: Facts, source_rate: int | None
+    ) -> StemRow:
+        context = self.context
+        target, residual = rendered.reports
+        target_level, residual_level = rendered.loudness
+        return StemRow(
             item_id=item.item_id,
             asset_id=item.asset_id,
             uri=redact(item.uri),
             source_etag=item.etag,
             source_size_bytes=item.size_bytes,
             config_hash=context.config_hash,
-            model=redact(config.model),
+            model=redact(context.config.model),
             model_version=context.facts.version,
             description=item.description,
             anchors_json=anchors_text(item),
-            target_label=config.target_label,
-            residual_label=config.residual_label,
-            target_uri=store.url(keys[0]),
-            residual_uri=store.url(keys[1]),
-            sample_rate=context.facts.sample_rate,
-            channels=channels,
-            duration_seconds=reports[0].samples / context.facts.sample_rate,
+            mask_uri=redact(item.mask_uri) if item.mask_uri else None,
+            target_label=item.target_label,
+            residual_label=item.residual_label,
+            target_uri=urls[0],
+            residual_uri=urls[1],
+            sample_rate=rendered.sample_rate,
+            source_sample_rate=source_rate,
+            bit_depth=rendered.bit_depth,
+            channels=rendered.channels,
+            duration_seconds=rendered.duration_seconds,
             segment_count=item.segment_count,
-            target_peak=reports[0].peak,
-            residual_peak=reports[1].peak,
-            clipped_samples=reports[0].clipped + reports[1].clipped,
+            target_peak=target.peak,
+            residual_peak=residual.peak,
+            target_loudness_lufs=target_level.integrated_lufs,
+            residual_loudness_lufs=residual_level.integrated_lufs,
+            target_true_peak_dbtp=target_level.true_peak_dbtp,
+            residual_true_peak_dbtp=residual_level.true_peak_dbtp,
+            gain_db=rendered.gain_db,
+            clipped_samples=target.clipped + residual.clipped,
+            predicted_spans_json=facts.spans_json,
+            **facts.score_columns,
+            candidates=facts.candidates,
+            windows=facts.windows,
+            windows_skipped=facts.windows_skipped,
             run_id=context.run_id,
             committed_at=utc_now(),
             metadata_json=item.metadata_json,
         )
-        marker = commit_key(context.config_hash, item.item_id)
-        store.put_if_absent(marker, row.model_dump_json().encode())
-        # Read back: a put whose answer was lost, and was sent again, may have been refused by itself.
-        return StemRow.model_validate_json(store.read_bytes(marker))
 
+    def source_rate(self, store: Store, item: Item) -> int | None:
+        """Sample rate of the item's media file, read from its header: a manifest may say another.
 
-def write_stems(
-    paths: Sequence[Path], pieces: Iterator[tuple[np.ndarray, ...]], sample_rate: int, stem_format: Any
-) -> tuple[list[StemReport], int]:
-    """Write pieces to one file a stem; their reports and the number of channels."""
-    writers: list[StemWriter] = []
-    with ExitStack() as files:
-        for piece in pieces:
-            if not writers:
-                writers = [
-                    files.enter_context(StemWriter(path, sample_rate, samples.shape[0], stem_format))
-                    for path, samples in zip(paths, piece, strict=True)
-                ]
-            for writer, samples in zip(writers, piece, strict=True):
-                writer.write(samples)
-        return [writer.close() for writer in writers], writers[0].channels
+        None when the file cannot be read any more and nothing depends on it; else that is the item's AssetError.
+        """
+        try:
+            with media_errors(item.uri), store.open_media(item.uri) as file:
+                return probe(file, redact(item.uri)).sample_rate
+        except AssetError:
+            if self.context.config.output_sample_rate == "source":
+                raise
+            return None
+
+    def output_rate(self, source_rate: int | None) -> int:
+        wanted = self.context.config.output_sample_rate
+        if wanted == "source":
+            wanted = source_rate
+        return self.context.facts.sample_rate if wanted is None else wanted

@@ -18,6 +18,8 @@ from operators.sam_audio.config import (
     TransformerConfig,
 )
 from operators.sam_audio.model import SAMAudio
+from operators.sam_audio.parts import Parts
+from operators.sam_audio.spans import PEAFrame, PEAFrameConfig, is_unused_key
 from operators.sam_audio.vision import TOWERS, TowerConfig
 
 RATE, HOP, BANDS = 6000, 240, 12  # 25 frames a second, as the real ones
@@ -67,17 +69,37 @@ class TokenT5:
         return self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
-def golden_model(golden: Golden, *, text_encoder: TextEncoder | None = None, strict: bool = True) -> SAMAudio:
+def golden_model(
+    golden: Golden, *, text_encoder: TextEncoder | None = None, parts: Parts | None = None, strict: bool = True
+) -> SAMAudio:
     """The small model of a golden case; `strict=False` where it holds the DiT and its input layers only."""
     config = SAMAudioConfig.from_dict(golden.config["sam_audio"])
     assert config.vision_encoder is not None
     # The cases call every small tower "PE-tiny"; those without one of their own never run it.
     sizes = golden.config.get("pe_vision") or {"width": 16, "heads": 2, "layers": 1, "image_size": 56}
     TOWERS[config.vision_encoder.name] = TowerConfig(**{**sizes, "output_dim": config.vision_encoder.dim})
-    model = SAMAudio(config, text_encoder=text_encoder).eval()
+    model = SAMAudio(config, text_encoder=text_encoder, parts=parts).eval()
     weights = golden.weights()
     if strict:
         assign(model, weights, source=golden.name)
     else:
-        assert not model.load_state_dict(weights, strict=False).unexpected_keys
+        mine = {k: v for k, v in weights.items() if not k.startswith(("text_encoder.", "span_predictor."))}
+        assert not model.load_state_dict(mine, strict=False).unexpected_keys
+    return model
+
+
+def golden_span_predictor(golden: Golden) -> PEAFrame:
+    """The span predictor stored beside a golden model; the case's tokens stand in for a tokenizer, text by text."""
+    config = PEAFrameConfig.from_dict(golden.config["span_predictor"])
+    tokens = zip(golden["in.span_input_ids"], golden["in.span_attention_mask"], strict=True)
+    rows = dict(zip(golden.values["texts"], tokens, strict=True))
+
+    def tokenizer(texts: list[str], **_: object) -> dict[str, Tensor]:
+        ids, masks = zip(*(rows[text] for text in texts), strict=True)
+        longest = max(int(mask.sum()) for mask in masks)
+        return {"input_ids": torch.stack(ids)[:, :longest], "attention_mask": torch.stack(masks)[:, :longest]}
+
+    model = PEAFrame(config, tokenizer=tokenizer).eval()
+    state = golden.weights("span_predictor.")
+    model.load_state_dict({k: v for k, v in state.items() if not is_unused_key(k, config.nth_text_layer)})
     return model

@@ -41,6 +41,17 @@ def anchor_frames(anchor: Anchor, sample_rate: int, hop_length: int) -> slice:
     return slice(math.ceil(start * sample_rate / hop_length), math.ceil(end * sample_rate / hop_length))
 
 
+def seconds_of_frame(frame: int, sample_rate: int, hop_length: int) -> float:
+    """Time at which a frame starts, in seconds; as an anchor's bound it means that frame and not the next.
+
+    The quotient alone does not: 7 frames of 40 ms are 0.28 s, which is frame 8.
+    """
+    seconds = frame * hop_length / sample_rate
+    while math.ceil(seconds * sample_rate / hop_length) > frame:
+        seconds = math.nextafter(seconds, -math.inf)
+    return seconds
+
+
 def align(
     anchors: Sequence[Anchor],
     total_frames: int,

@@ -1,65 +1,118 @@
-"""Reading and writing models: the shipped one, a local folder, any fsspec URL, or the Hugging Face hub.
+"""Reading and writing models: `config.json` and the weights that fit it.
 
-A checkpoint is `config.json` beside `model.safetensors` (ours) or `checkpoint.pt` (released by
-facebookresearch/sam-audio: a flat float32 state dict). Nothing is executed from a checkpoint.
+Weights are `model.safetensors`, shards of it, or `checkpoint.pt` (released by facebookresearch/sam-audio: a flat
+float32 state dict). Where the files come from: `sources.py`; how they are read: `state_files.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from .codec_layers import fold_weight_norm
 from .config import ConfigError, SAMAudioConfig
+from .sources import CheckpointError, Get, ends, open_files
+from .state_files import WEIGHT_NAMES, read_state, weight_files, write_file
 from .vision import is_clip_text_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .model import SAMAudio
 
-SHIPPED = {"tiny": Path(__file__).parent / "weights"}
+C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
+
 CONFIG_NAME = "config.json"
-WEIGHT_NAMES = ("model.safetensors", "checkpoint.pt")
+LAYOUT_KEY = "sam_audio_pipeline"  # in config.json: how weights lie where they differ from the released layout
 _END_BYTES = 4 << 20
 
 # Parts a checkpoint may hold that are built (and loaded) elsewhere, if at all.
 _ELSEWHERE = ("text_encoder.", "visual_ranker.", "text_ranker.", "span_predictor.")
+# Kept in float32 whatever type is asked for: its waveforms suffer audibly, and it is a small part of the model.
+_FLOAT32 = ("audio_codec.",)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be loaded: names the file and the key, and says what to do."""
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint's weights differ from the released ones: rearranged for speed, same function.
+
+    heads_first: rows of the DiT's wq, wk and wv by head (`DiT.set_heads_first`). weight_norm_folded: the codec's
+    convolutions hold `weight` instead of `weight_g` and `weight_v`.
+    """
+
+    heads_first: bool = False
+    weight_norm_folded: bool = False
+
+    @classmethod
+    def parse(cls, values: Any) -> Layout:
+        known = {"heads_first", "weight_norm_folded"}
+        if (
+            not isinstance(values, Mapping)
+            or set(values) - known
+            or not all(isinstance(v, bool) for v in values.values())
+        ):
+            raise ConfigError(
+                f"{LAYOUT_KEY}: {values!r} is of another version: this one knows {', '.join(sorted(known))} (booleans)"
+            )
+        return cls(**values)
+
+    @classmethod
+    def of(cls, model: SAMAudio) -> Layout:
+        folded = isinstance(model.audio_codec, nn.Module) and not any(
+            key.endswith(".weight_g") for key in model.audio_codec.state_dict()
+        )
+        has_codec_weights = any(True for _ in model.audio_codec.parameters())
+        return cls(model.transformer.blocks[0].attention.heads_first, folded and has_codec_weights)
+
+    def arrange(self, model: SAMAudio) -> SAMAudio:
+        """Bring a model in the released layout (on any device, meta too) into this one."""
+        model.transformer.set_heads_first(self.heads_first)
+        if self.weight_norm_folded:
+            fold_weight_norm(model.audio_codec)
+        return model
 
 
 def read_config(
-    name_or_path: str | Path, *, revision: str | None = None, overrides: Mapping[str, Any] | None = None
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> SAMAudioConfig:
     """The configuration of a model; `overrides` replace top-level entries of its `config.json`."""
-    with _open(name_or_path, revision) as get:
-        return _parse_config(get(CONFIG_NAME), overrides or {})
+    with open_files(
+        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    ) as get:
+        return _parse_config(get, str(name_or_path), _sam_audio, overrides)[0]
 
 
-def fingerprint(name_or_path: str | Path, *, revision: str | None = None) -> str:
+def fingerprint(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> str:
     """Hash that tells checkpoints apart without reading gigabytes: config, size and both ends of the weights."""
-    with _open(name_or_path, revision) as get:
-        digest = hashlib.sha256(get(CONFIG_NAME).read_bytes())
-        weights = _first(get, WEIGHT_NAMES, str(name_or_path))
-        size = weights.stat().st_size
-        digest.update(str(size).encode())
-        with weights.open("rb") as file:
-            digest.update(file.read(_END_BYTES))
-            file.seek(max(size - _END_BYTES, 0))
-            digest.update(file.read())
+    with open_files(
+        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    ) as get:
+        digest = hashlib.sha256(_config_path(get, str(name_or_path)).read_bytes())
+        for file in weight_files(get, str(name_or_path)):
+            found = ends(name_or_path, get, file, _END_BYTES)
+            digest.update(str(found.size).encode() + found.head + found.tail)
     return digest.hexdigest()
 
 
@@ -68,55 +121,114 @@ def load(
     build: Callable[[SAMAudioConfig], SAMAudio],
     *,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
 ) -> SAMAudio:
-    """Build a model without memory for its weights, then give it the checkpoint's; in eval mode, float32.
+    """A separator in eval mode; as `load_part`. The codec stays in float32 whatever `dtype` is."""
+    return load_part(
+        name_or_path,
+        parse=_sam_audio,
+        build=lambda parsed: parsed[1].arrange(build(parsed[0])),
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        strict=strict,
+        overrides=overrides,
+        ignored=_ignored,
+        float32=_FLOAT32,
+    )
+
+
+def load_part(
+    name_or_path: str | Path,
+    *,
+    parse: Callable[[dict[str, Any]], C],
+    build: Callable[[C], M],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    strict: bool = True,
+    overrides: Mapping[str, Any] | None = None,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ignored: Callable[[str], bool] | None = None,
+    float32: tuple[str, ...] = (),
+) -> M:
+    """Build a module without memory for its weights, then give it the checkpoint's, one by one; in eval mode.
+
+    parse: the values of `config.json` (with `overrides` in place of its top-level entries) to a configuration.
+    build: runs on the meta device; a buffer that is not in the checkpoint must be made under torch.device("cpu").
+    dtype: of floating-point weights, float32 by default; keys that start with one of `float32` stay in that.
+    rename: from the checkpoint's tensors (mapped, not read) to the module's names. ignored: keys that are not kept.
+    strict=False loads what fits, leaves the rest as `build` made it and says so in a warning.
+    token, revision, cache_dir, local_files_only: see `open_files`.
 
     Raises CheckpointError when the checkpoint is missing, truncated, or holds other keys or shapes than the
     configuration says.
     """
-    with _open(name_or_path, revision) as get:
-        config = _parse_config(get(CONFIG_NAME), overrides or {})
-        weights = _first(get, WEIGHT_NAMES, str(name_or_path))
-        with torch.device("meta"):
+    with open_files(
+        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    ) as get:
+        config = _parse_config(get, str(name_or_path), parse, overrides)
+        state, source = read_state(get, str(name_or_path))
+        if rename is not None:
+            state = rename(state)
+        with torch.device("meta") if strict else nullcontext():
             model = build(config)
-        assign(model, _read_weights(weights), source=str(weights))
-    model.eval()
-    return model.to(device)
+        given = {key: t for key, t in state.items() if ignored is None or not ignored(key)}
+        del state
+        fill(model, given, source=source, device=device, dtype=dtype or torch.float32, float32=float32, strict=strict)
+    left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    if left:
+        raise RuntimeError(f"built on the meta device and in no checkpoint: {', '.join(left[:5])}")
+    return model.eval().to(device)
 
 
 def assign(model: SAMAudio, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Give `model` (usually on the meta device) the tensors of `state`, key by key; strict both ways.
+    """Give `model` (usually on the meta device) the tensors of `state`, key by key, in float32; strict both ways.
 
     Accepted and not kept: the CLIP text tower inside the released vision encoder, and parts that are loaded
     elsewhere (text encoder, rankers, span predictor).
     """
-    wanted = model.state_dict()
-    vision = model.config.vision_encoder is not None
-    given = {key: tensor for key, tensor in state.items() if not _skipped(key, vision)}
-    missing = sorted(set(wanted) - set(given))
-    unexpected = sorted(set(given) - set(wanted))
-    shapes = [
-        f"{key} is {list(given[key].shape)}, expected {list(wanted[key].shape)}"
-        for key in wanted
-        if key in given and given[key].shape != wanted[key].shape
-    ]
-    problems = [
-        f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-        for what, found in (
-            ("missing keys", missing),
-            ("unexpected keys", unexpected),
-            ("wrong shapes", shapes),
-        )
-        if found
-    ]
-    if problems:
+    fill(model, {key: t for key, t in state.items() if not _ignored(key)}, source=source)
+
+
+def fill(
+    model: nn.Module,
+    given: dict[str, Tensor],
+    *,
+    source: str,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    float32: tuple[str, ...] = (),
+    strict: bool = True,
+) -> None:
+    """Give `model` the tensors of `given`, which is emptied: a tensor leaves the host as soon as it is placed."""
+    wanted = {key: t.shape for key, t in model.state_dict().items()}
+    problems = _problems(wanted, given)
+    if problems and strict:
         raise CheckpointError(
             f"{source} does not fit its config.json ({'; '.join(problems)}). Check that both come from the same model"
         )
-    tensors = {key: t.float() if t.is_floating_point() else t for key, t in given.items()}
-    model.load_state_dict(tensors, strict=True, assign=True)
+    if problems:
+        warnings.warn(f"{source} does not fit its config.json, loaded the rest: {'; '.join(problems)}", stacklevel=2)
+    placed: dict[str, Tensor] = {}
+    for key in list(given):
+        tensor = given.pop(key)
+        if key in wanted and tensor.shape == wanted[key]:
+            kind = torch.float32 if key.startswith(float32) else dtype
+            placed[key] = tensor.to(device, kind) if tensor.is_floating_point() else tensor.to(device)
+    model.load_state_dict(placed, strict=strict, assign=True)
 
 
 def save(model: SAMAudio, folder: str | Path) -> None:
@@ -124,17 +236,55 @@ def save(model: SAMAudio, folder: str | Path) -> None:
     model.transformer.set_heads_first(False)  # the checkpoint's layout
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
-    path = folder / WEIGHT_NAMES[0]
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, path)
-    path.chmod(0o644)  # safetensors lets only the owner read; a model folder is there to be shared
+    write_config(model.config, Layout.of(model), folder)
+    write_file(model.state_dict(), folder / WEIGHT_NAMES[0])
 
 
-def _skipped(key: str, vision: bool) -> bool:
-    return key.startswith(_ELSEWHERE) or (vision and is_clip_text_key(key))
+def write_config(config: SAMAudioConfig, layout: Layout, folder: Path) -> None:
+    """Write `config.json`; the layout is left out where it is the released one."""
+    values = config.to_dict()
+    if layout != Layout():
+        values[LAYOUT_KEY] = asdict(layout)
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=1) + "\n")
 
 
-def _parse_config(path: Path, overrides: Mapping[str, Any]) -> SAMAudioConfig:
+def _ignored(key: str) -> bool:
+    return key.startswith(_ELSEWHERE) or is_clip_text_key(key)
+
+
+def _sam_audio(values: dict[str, Any]) -> tuple[SAMAudioConfig, Layout]:
+    layout = Layout.parse(values.pop(LAYOUT_KEY, {}))
+    return SAMAudioConfig.from_dict(values), layout
+
+
+def _problems(wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> list[str]:
+    shapes = [
+        f"{key} is {list(given[key].shape)}, expected {list(shape)}"
+        for key, shape in wanted.items()
+        if key in given and given[key].shape != shape
+    ]
+    return [
+        f"{len(found)} {what}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+        for what, found in (
+            ("missing keys", sorted(set(wanted) - set(given))),
+            ("unexpected keys", sorted(set(given) - set(wanted))),
+            ("wrong shapes", shapes),
+        )
+        if found
+    ]
+
+
+def _config_path(get: Get, source: str) -> Path:
+    try:
+        return get(CONFIG_NAME)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"model {source!r} holds no {CONFIG_NAME}: {error}") from error
+
+
+def _parse_config(
+    get: Get, source: str, parse: Callable[[dict[str, Any]], C], overrides: Mapping[str, Any] | None
+) -> C:
+    path = _config_path(get, source)
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -142,121 +292,6 @@ def _parse_config(path: Path, overrides: Mapping[str, Any]) -> SAMAudioConfig:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(values).__name__}")
     try:
-        return SAMAudioConfig.from_dict(values | dict(overrides))
+        return parse(values | dict(overrides or {}))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors and is not opened ({error})") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        size = path.stat().st_size
-        raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no checkpoint ({error}). Fetch it again"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} is not a flat state dict of tensors")
-    return state
-
-
-def _first(get: Callable[[str], Path], names: tuple[str, ...], source: str) -> Path:
-    for name in names:
-        try:
-            return get(name)
-        except FileNotFoundError:
-            continue
-    raise CheckpointError(f"{source} holds none of {', '.join(names)}")
-
-
-@contextmanager
-def _open(name_or_path: str | Path, revision: str | None) -> Iterator[Callable[[str], Path]]:
-    """A function from file name to local path; it raises FileNotFoundError for what the checkpoint lacks.
-
-    Remote files live in a temporary folder: their mappings stay valid after it is gone.
-    """
-    name = str(name_or_path)
-    if name in SHIPPED or Path(name).is_dir():
-        yield _local(SHIPPED.get(name, Path(name)), name)
-    elif "://" in name:
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-            yield _remote(name, Path(folder))
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists():
-        yield _hub(name, revision)
-    else:
-        raise CheckpointError(
-            f"no model at {name!r}: give {', '.join(map(repr, SHIPPED))}, an existing folder, a URL "
-            "(s3://bucket/folder) or a hub name (owner/name)"
-        )
-
-
-def _local(folder: Path, name: str) -> Callable[[str], Path]:
-    def get(file: str) -> Path:
-        path = folder / file
-        if path.is_file():
-            return path
-        if file == CONFIG_NAME:
-            raise CheckpointError(f"model {name!r}: {folder} holds no {CONFIG_NAME}")
-        raise FileNotFoundError(path)
-
-    return get
-
-
-def _remote(url: str, folder: Path) -> Callable[[str], Path]:
-    import fsspec
-
-    def get(file: str) -> Path:
-        source, path = f"{url.rstrip('/')}/{file}", folder / file
-        try:
-            filesystem, key = fsspec.core.url_to_fs(source)
-            filesystem.get_file(key, str(path))
-        except FileNotFoundError as error:
-            if file == CONFIG_NAME:
-                raise CheckpointError(f"{source} does not exist") from error
-            raise
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"{source} cannot be read: {error}") from error
-        return path
-
-    return get
-
-
-def _hub(name: str, revision: str | None) -> Callable[[str], Path]:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name!r} is a name on the Hugging Face hub, and huggingface_hub is not installed: "
-            "pip install 'sam-audio-pipeline[hub]', or give a local folder"
-        ) from error
-
-    def get(file: str) -> Path:
-        try:
-            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
-        except errors.GatedRepoError as error:
-            raise CheckpointError(
-                f"{name!r} is gated: accept its licence on its page, then log in with `hf auth login`"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise CheckpointError(
-                f"the hub has no model {name!r} that you may read; check the name, or log in with `hf auth login`"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise CheckpointError(f"{name!r} has no revision {revision!r}") from error
-        except errors.LocalEntryNotFoundError as error:
-            raise CheckpointError(
-                f"{file} of {name!r} is not in the local cache and the hub cannot be reached ({error})"
-            ) from error
-        except errors.EntryNotFoundError as error:
-            if file == CONFIG_NAME:
-                raise CheckpointError(f"{name!r} on the hub holds no {CONFIG_NAME}") from error
-            raise FileNotFoundError(f"{name}/{file}") from error
-        except (errors.HfHubHTTPError, OSError) as error:
-            raise CheckpointError(f"{file} of {name!r} cannot be fetched: {error}") from error
-
-    return get

@@ -44,6 +44,11 @@ def noise(key: str, frames: int, channels: int, *, start: int = 0) -> Tensor:
     return torch.from_numpy(normals.reshape(frames, steps * _NORMALS_PER_STEP)[:, :channels].copy())
 
 
+def candidate_key(key: str, candidate: int) -> str:
+    """Key of a candidate's noise; the first has the item's own, so that one candidate is the plain result."""
+    return f"{key}#{candidate}" if candidate else key
+
+
 def time_grid(step_size: float) -> Tensor:
     """Grid 0, h, 2h, ... in float32 whose last point is moved to 1, whether or not h divides 1."""
     if not 0 < step_size <= 1:

@@ -1,34 +1,26 @@
 """Long recordings: multi-diffusion over fixed windows on an absolute frame grid.
 
 At every solver step each window's velocity is computed alone and merged with its neighbours' by normalised soft masks
-(SAM-Audio paper, long-form section). Windows start at 0, S, 2S, ... of the *recording*, the last one moved back to end
-with it; a recording shorter than a window is one window of its own length. Nothing depends on how a recording was cut
-apart: an excerpt uses exactly those windows that lie fully inside it, noise goes by absolute frame, and the codec runs
-in pieces with enough context. With one evaluation, frames further than a window and the codec's context from an
+(SAM-Audio paper, long-form section; see `windows`). Noise goes by absolute frame, and the codec runs in pieces with
+enough context (`long_codec`). With one evaluation, frames further than a window and the codec's context from an
 excerpt's cut edges are those of the whole recording; each further evaluation reaches one window further, faintly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from . import flow
-from .anchors import Anchor, align, anchor_ids
-from .band_codec import BandCodec
+from . import flow, long_codec
+from .anchors import Anchor, align, anchor_ids, seconds_of_frame
 from .conditions import Conditions
 from .config import LongFormConfig, SolverConfig
+from .long_codec import codec_reach
 from .model import SAMAudio
-
-# Pieces of 10 s for the band codec, whose spectra are larger than its audio.
-PIECE_FRAMES = 250
-# The released codec bounds its own pieces and carries the watermark's state through them. Its measured reach either
-# side of a frame is 6 (encoder) and 7.2 frames (decoder).
-DACVAE_REACH = 8
+from .windows import Merge, Window, stack, windows_inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +31,10 @@ class Excerpt:
     waveform: [channels, samples] float32 at the model's rate, sample 0 at `start_frame * hop_length`. Excerpts that
     share the tensor itself are encoded once.
     total_frames: of the recording; None when the excerpt ends with it. anchors: absolute seconds.
+    video: masked frames, one a latent frame of the excerpt: uint8 [T, 3, H, W], or an iterable of such groups, which
+    is read once; excerpts that share the object itself share its features.
+    active: bool [T], True where the sound is thought to be heard. Windows without such a frame are not integrated:
+    there the target is silent and the residual is the mixture.
     """
 
     key: str
@@ -47,72 +43,73 @@ class Excerpt:
     anchors: tuple[Anchor, ...] = ()
     start_frame: int = 0
     total_frames: int | None = None
+    video: Tensor | Iterable[Tensor] | None = None
+    active: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Window:
-    excerpt: int
-    start: int  # row of the concatenated states
-    frames: int
+@dataclass(frozen=True, eq=False)
+class LongStems:
+    """target, residual: [channels, samples] on the CPU, as long as the excerpt's waveform.
+
+    anchors: those used, predicted ones included. windows: inside the excerpt; skipped: of these, not integrated.
+    """
+
+    target: Tensor
+    residual: Tensor
+    anchors: tuple[Anchor, ...]
+    windows: int
+    skipped: int
 
 
-def window_starts(total_frames: int, long_form: LongFormConfig) -> list[int]:
-    """First frames of a recording's windows."""
-    last = total_frames - long_form.window
-    return [0] if last <= 0 else [*range(0, last, long_form.stride), last]
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What excerpts have in common whatever their candidates: latents [T, C] and video features [T, V], by object."""
+
+    latents: dict[int, Tensor]
+    videos: dict[int, Tensor]
 
 
-def soft_mask(frames: int) -> Tensor:
-    """Triangle [frames], positive everywhere, so that a frame which one window covers alone keeps its value."""
-    rise = torch.arange(frames) + 0.5
-    return torch.minimum(rise, rise.flip(0))
-
-
-def codec_reach(model: SAMAudio) -> int:
-    """Frames either side of a frame that its latents, or its samples, depend on."""
-    codec = model.audio_codec
-    return codec.context_frames if isinstance(codec, BandCodec) else DACVAE_REACH
-
-
-def exact_halo_frames(model: SAMAudio, fade_frames: int = 0, solver: SolverConfig | None = None) -> int:
+def exact_halo_frames(
+    model: SAMAudio, fade_frames: int = 0, solver: SolverConfig | None = None, *, predict_spans: bool = False
+) -> int:
     """Halo with which segments cut anywhere agree where they are joined, to 100 dB below the mixture or better.
 
     One window and the codec's reach do for one evaluation. With more, each hands what a missing window would have
     changed one window further, ever fainter: a second window of halo brought 8 evaluations from -47 to -105 dB.
+    Predicted spans are merged over windows too, before they reach a window's anchors: one window more.
     """
     windows = 1 if flow.evaluations(solver or model.config.solver) == 1 else 2
-    return windows * model.config.long_form.window + codec_reach(model) + fade_frames
+    return (windows + predict_spans) * model.config.long_form.window + codec_reach(model) + fade_frames
 
 
-@torch.inference_mode()
 def separate_long(
     model: SAMAudio,
     excerpts: Sequence[Excerpt],
     *,
     solver: SolverConfig | None = None,
     window_batch: int = 16,
-) -> list[Tensor]:
-    """Stems [2, channels, samples] (target, residual) of every excerpt, as long as its waveform, on the CPU.
+    predict_spans: bool = False,
+    skip_inactive: bool = False,
+) -> list[LongStems]:
+    """Stems of every excerpt.
 
     The released codec gives one channel, the band codec as many as the mixture has. `window_batch` windows, from any
     excerpts with any prompts, are evaluated in one call. Frames that no window inside the excerpt covers (only near a
-    cut edge) hold the mixture. Raises ValueError for an excerpt that holds no window or contradicts itself.
+    cut edge) hold the mixture. predict_spans: excerpts without anchors get those that the model's span predictor
+    finds; skip_inactive: windows of these without any are not integrated. Raises ValueError for an excerpt that
+    holds no window or contradicts itself.
     """
-    if not excerpts:
-        return []
-    hop = model.config.audio_codec.hop_length
-    spans = [check(excerpt, hop, model.config.long_form) for excerpt in excerpts]
-    encoded: dict[int, Tensor] = {}
-    for excerpt, (start, end, _) in zip(excerpts, spans, strict=True):
-        if id(excerpt.waveform) not in encoded:
-            encoded[id(excerpt.waveform)] = _encode(model, excerpt.waveform, start, end)
-    mixture = [encoded[id(excerpt.waveform)].repeat(1, 2) for excerpt in excerpts]  # [T, 2C]
-
-    z, offsets = _solve(model, excerpts, spans, mixture, solver or model.config.solver, window_batch)
-    return [
-        _decode(model, excerpt, start, z[offset : offset + end - start])
-        for excerpt, (start, end, _), offset in zip(excerpts, spans, offsets, strict=True)
-    ]
+    encoded = encode(model, excerpts)
+    if predict_spans:
+        excerpts = with_predicted_spans(
+            model, excerpts, encoded, window_batch=window_batch, skip_inactive=skip_inactive
+        )
+    latents = solve(model, excerpts, encoded, solver=solver, window_batch=window_batch)
+    results = []
+    for excerpt, z in zip(excerpts, latents, strict=True):
+        stems, (windows, skipped) = decode(model, excerpt, z), window_counts(model, excerpt)
+        results.append(LongStems(stems["target"], stems["residual"], excerpt.anchors, windows, skipped))
+    return results
 
 
 def check(excerpt: Excerpt, hop_length: int, long_form: LongFormConfig) -> tuple[int, int, int]:
@@ -129,73 +126,175 @@ def check(excerpt: Excerpt, hop_length: int, long_form: LongFormConfig) -> tuple
             f"{samples} samples are no whole number of frames ({hop_length} samples each), "
             f"and frame {end} is not the recording's end ({total})"
         )
-    window = min(long_form.window, total)
-    if not any(start <= first and first + window <= end for first in window_starts(total, long_form)):
+    if not windows_inside(start, end, total, long_form):
         raise ValueError(
-            f"frames {start} to {end} of {total} hold no whole window of {window} frames; "
+            f"frames {start} to {end} of {total} hold no whole window of {min(long_form.window, total)} frames; "
             "read at least one window beyond the core on either side"
         )
     return start, end, total
 
 
-def _solve(
+@torch.inference_mode()
+def encode(model: SAMAudio, excerpts: Sequence[Excerpt], known: Encoded | None = None) -> Encoded:
+    """Codec latents and video features of excerpts, each distinct waveform and video once; `known` ones are kept."""
+    encoded = known or Encoded({}, {})
+    for excerpt in excerpts:
+        start, end, _ = _span(model, excerpt)
+        if id(excerpt.waveform) not in encoded.latents:
+            encoded.latents[id(excerpt.waveform)] = long_codec.encode(model, excerpt.waveform, start)
+        if excerpt.video is not None and id(excerpt.video) not in encoded.videos:
+            groups = [excerpt.video] if isinstance(excerpt.video, Tensor) else excerpt.video
+            features = torch.cat([model.encode_frames(group) for group in groups])
+            if len(features) != end - start:
+                raise ValueError(f"the video has {len(features)} frames for {end - start} latent frames; give one each")
+            encoded.videos[id(excerpt.video)] = features
+    return encoded
+
+
+@torch.inference_mode()
+def with_predicted_spans(
     model: SAMAudio,
     excerpts: Sequence[Excerpt],
-    spans: Sequence[tuple[int, int, int]],
-    mixture: Sequence[Tensor],
-    solver: SolverConfig,
-    window_batch: int,
-) -> tuple[Tensor, list[int]]:
-    """Latents at t = 1, all excerpts' frames in one [sum of T, 2C], and where each excerpt starts in it."""
-    device, long_form = model.device, model.config.long_form
-    frames, noise, windows, offsets, offset = [], [], [], [], 0
-    for i, (excerpt, (start, end, total)) in enumerate(zip(excerpts, spans, strict=True)):
-        frames.append(_project(model, excerpt, start, end, total, mixture[i]))
-        noise.append(flow.noise(excerpt.key, end - start, mixture[i].shape[-1], start=start))
-        length = min(long_form.window, total)
+    encoded: Encoded,
+    *,
+    window_batch: int = 16,
+    skip_inactive: bool = False,
+    threshold: float = 0.3,
+) -> list[Excerpt]:
+    """The excerpts with "+" anchors where the span predictor hears their descriptions.
+
+    Those with anchors of their own, or nothing described, stay as they are. The predictor hears one window at a time,
+    as it was trained on short clips; its logits are merged like velocities, so that spans do not depend on how the
+    recording was cut. A frame is active when the sigmoid of its logit is over `threshold`.
+    """
+    open_ = [e for e in excerpts if not e.anchors and e.description.strip()]
+    if not open_:
+        return list(excerpts)
+    from .spans import active_frames, span_frames  # with transformers, which other recordings do without
+
+    predictor, codec = model.span_predictor, model.config.audio_codec
+    windows, offsets, rows = _windows(model, open_)
+    audio = torch.cat([encoded.latents[id(e.waveform)] for e in open_])
+
+    def evaluate(batch: list[Window]) -> Tensor:
+        descriptions = [open_[w.excerpt].description for w in batch]
+        return predictor.logits(stack(audio, batch), None, descriptions)[..., None]
+
+    logits = Merge(windows, rows, window_batch, model.device)(audio[:, :1].float(), evaluate)[:, 0]
+    active = active_frames(logits, threshold).cpu()
+    predicted = {}
+    for excerpt, offset in zip(open_, offsets, strict=True):
+        start, end, _ = _span(model, excerpt)
+        mine = active[offset : offset + end - start]
+        anchors: list[Anchor] = []
+        for first, last in span_frames(mine):
+            begin, stop = (seconds_of_frame(start + f, codec.sample_rate, codec.hop_length) for f in (first, last))
+            anchors.append(("+", begin, stop))
+        predicted[id(excerpt)] = replace(
+            excerpt, anchors=tuple(anchors), active=mine if skip_inactive else excerpt.active
+        )
+    return [predicted.get(id(e), e) for e in excerpts]
+
+
+@torch.inference_mode()
+def solve(
+    model: SAMAudio,
+    excerpts: Sequence[Excerpt],
+    encoded: Encoded,
+    *,
+    solver: SolverConfig | None = None,
+    window_batch: int = 16,
+    candidate: int = 0,
+) -> list[Tensor]:
+    """Latents [T, 2C] at t = 1 of every excerpt; each `candidate` has noise of its own."""
+    if not excerpts:
+        return []
+    device = model.device
+    audio = torch.cat([encoded.latents[id(e.waveform)].repeat(1, 2) for e in excerpts])  # [sum of T, 2C]
+    windows, offsets, rows = _windows(model, excerpts)
+    frames, noise = [], []
+    for excerpt, offset in zip(excerpts, offsets, strict=True):
+        start, end, total = _span(model, excerpt)
+        frames.append(_project(model, excerpt, start, end, total, audio[offset : offset + end - start], encoded))
+        key = flow.candidate_key(excerpt.key, candidate)
+        noise.append(flow.noise(key, end - start, audio.shape[-1], start=start))
+    constant = torch.cat(frames)
+    features, text_mask = model.encode_text([excerpt.description for excerpt in excerpts])
+    memory, lengths = model.memory_proj(features), text_mask.sum(1).tolist()
+    merge = Merge(windows, rows, window_batch, device)
+
+    def velocity(time: float, z: Tensor) -> Tensor:
+        def evaluate(batch: list[Window]) -> Tensor:
+            items = [w.excerpt for w in batch]
+            longest = max(lengths[i] for i in items)
+            conditions = Conditions(
+                frames=stack(constant, batch),
+                memory=memory[items, :longest],
+                mixture=stack(audio, batch),
+                memory_mask=None if all(lengths[i] == longest for i in items) else text_mask[items, :longest],
+            )
+            return model.evaluate(stack(z, batch), z.new_full((len(batch),), time), conditions)
+
+        return merge(z, evaluate)
+
+    z = flow.solve(velocity, torch.cat(noise).to(device), solver or model.config.solver)
+    z = torch.where(merge.covered, z, audio)
+    ends = [*offsets[1:], rows]
+    return [z[offset:end] for offset, end in zip(offsets, ends, strict=True)]
+
+
+@torch.inference_mode()
+def decode(
+    model: SAMAudio, excerpt: Excerpt, z: Tensor, stems: tuple[str, ...] = long_codec.STEMS
+) -> dict[str, Tensor]:
+    """Samples [channels, samples] on the CPU of the stems asked for, from an excerpt's latents."""
+    start, end, total = _span(model, excerpt)
+    covered = None
+    if excerpt.active is not None:
+        covered = torch.zeros(end - start, dtype=torch.bool)
+        inside = windows_inside(start, end, total, model.config.long_form)
+        for first, length in inside:
+            if _is_active(excerpt, first - start, length):
+                covered[first - start : first - start + length] = True
+        # Near a cut edge, where no window lies inside, there is nothing to judge by either.
+        covered[: inside[0][0] - start] = covered[inside[-1][0] + inside[-1][1] - start :] = False
+    return long_codec.decode(model, z, excerpt.waveform, excerpt.key, start, stems=stems, covered=covered)
+
+
+def window_counts(model: SAMAudio, excerpt: Excerpt) -> tuple[int, int]:
+    """How many windows lie inside an excerpt, and how many of these are skipped."""
+    start, end, total = _span(model, excerpt)
+    inside = windows_inside(start, end, total, model.config.long_form)
+    return len(inside), sum(not _is_active(excerpt, first - start, length) for first, length in inside)
+
+
+def _span(model: SAMAudio, excerpt: Excerpt) -> tuple[int, int, int]:
+    return check(excerpt, model.config.audio_codec.hop_length, model.config.long_form)
+
+
+def _is_active(excerpt: Excerpt, first: int, length: int) -> bool:
+    return excerpt.active is None or bool(excerpt.active[first : first + length].any())
+
+
+def _windows(model: SAMAudio, excerpts: Sequence[Excerpt]) -> tuple[list[Window], list[int], int]:
+    """Windows to integrate, where each excerpt starts in the concatenated states, and how many rows these have."""
+    windows: list[Window] = []
+    offsets, offset = [], 0
+    for i, excerpt in enumerate(excerpts):
+        start, end, total = _span(model, excerpt)
         windows += [
-            _Window(i, offset + first - start, length)
-            for first in window_starts(total, long_form)
-            if start <= first and first + length <= end
+            Window(i, offset + first - start, length)
+            for first, length in windows_inside(start, end, total, model.config.long_form)
+            if _is_active(excerpt, first - start, length)
         ]
         offsets.append(offset)
         offset += end - start
-    constant, audio = torch.cat(frames), torch.cat(list(mixture))
-
-    features, text_mask = model.encode_text([excerpt.description for excerpt in excerpts])
-    memory, lengths = model.memory_proj(features), text_mask.sum(1).tolist()
-
-    masks = {n: soft_mask(n).to(device)[:, None] for n in {w.frames for w in windows}}
-    weight = torch.zeros(offset, 1, device=device)
-    for w in windows:
-        weight[w.start : w.start + w.frames] += masks[w.frames]
-    weight.clamp_min_(1e-6)
-    batches = list(_batches(windows, window_batch))
-
-    def velocity(time: float, z: Tensor) -> Tensor:
-        merged = torch.zeros_like(z)
-        for batch in batches:
-            rows = [w.excerpt for w in batch]
-            longest = max(lengths[i] for i in rows)
-            conditions = Conditions(
-                frames=_stack(constant, batch),
-                memory=memory[rows, :longest],
-                mixture=_stack(audio, batch),
-                memory_mask=None if all(lengths[i] == longest for i in rows) else text_mask[rows, :longest],
-            )
-            times = z.new_full((len(batch),), time)
-            out = model.evaluate(_stack(z, batch), times, conditions) * masks[batch[0].frames]
-            # One window after the other: a scatter would add overlapping windows in any order.
-            for w, v in zip(batch, out, strict=True):
-                merged[w.start : w.start + w.frames] += v
-        return merged / weight
-
-    z = flow.solve(velocity, torch.cat(noise).to(device), solver)
-    covered = weight > 1e-6
-    return torch.where(covered, z, audio), offsets
+    return windows, offsets, offset
 
 
-def _project(model: SAMAudio, excerpt: Excerpt, start: int, end: int, total: int, mixture: Tensor) -> Tensor:
+def _project(
+    model: SAMAudio, excerpt: Excerpt, start: int, end: int, total: int, mixture: Tensor, encoded: Encoded
+) -> Tensor:
     """The constant part of the network's input on frames [start, end): [T, D]."""
     codec = model.config.audio_codec
     tokens = align(
@@ -206,71 +305,11 @@ def _project(model: SAMAudio, excerpt: Excerpt, start: int, end: int, total: int
         start=start,
         stop=end,
     )
+    video = None if excerpt.video is None else encoded.videos[id(excerpt.video)].transpose(0, 1)[None]
     conditions = model.condition(
         mixture[None],
-        masked_video_features=model.no_video(1),
+        masked_video_features=model.no_video(1) if video is None else video,
         anchor_ids=torch.tensor([anchor_ids(excerpt.anchors)], device=model.device),
         anchor_alignment=tokens.to(model.device)[None],
     )
     return conditions.frames[0]
-
-
-def _batches(windows: Sequence[_Window], size: int) -> Iterator[list[_Window]]:
-    """Windows of equal length in groups of at most `size`; nothing is ever padded."""
-    for _, group in groupby(sorted(windows, key=lambda w: w.frames), key=lambda w: w.frames):
-        same = list(group)
-        yield from (same[i : i + size] for i in range(0, len(same), size))
-
-
-def _stack(rows: Tensor, windows: Sequence[_Window]) -> Tensor:
-    return torch.stack([rows[w.start : w.start + w.frames] for w in windows])
-
-
-def _pieces(model: SAMAudio, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Codec pieces (low, first, last, high): frames first..last are kept of low..high.
-
-    Cut at absolute frames, so that different excerpts of a recording use the same pieces.
-    """
-    codec = model.audio_codec
-    if not isinstance(codec, BandCodec):
-        yield start, start, end, end
-        return
-    context = codec.context_frames
-    cuts = [start, *range(start // PIECE_FRAMES * PIECE_FRAMES + PIECE_FRAMES, end, PIECE_FRAMES), end]
-    for first, last in pairwise(cuts):
-        yield max(first - context, start), first, last, min(last + context, end)
-
-
-def _encode(model: SAMAudio, waveform: Tensor, start: int, end: int) -> Tensor:
-    """Latents [T, C] of the waveform's mono mix."""
-    hop = model.config.audio_codec.hop_length
-    latents = []
-    for low, first, last, high in _pieces(model, start, end):
-        mono = waveform[:, (low - start) * hop : (high - start) * hop].to(model.device).mean(0)
-        piece = model.audio_codec.encode(mono[None, None])[0].float()  # [C, T]
-        latents.append(piece[:, first - low : last - low])
-    return torch.cat(latents, dim=1).transpose(0, 1)
-
-
-def _decode(model: SAMAudio, excerpt: Excerpt, start: int, z: Tensor) -> Tensor:
-    """Stems [2, channels, samples] of latents z [T, 2C]."""
-    hop, samples = model.config.audio_codec.hop_length, excerpt.waveform.shape[-1]
-    latents = z.transpose(0, 1).unflatten(0, (2, -1))  # [2, C, T]
-    # The same bits for every piece of every excerpt of this item.
-    message = (flow.noise(f"{excerpt.key}#watermark", 2, 16) > 0).float()
-    out: Tensor | None = None
-    for low, first, last, high in _pieces(model, start, start + len(z)):
-        mixture = excerpt.waveform[:, (low - start) * hop : (high - start) * hop].to(model.device)
-        stems = model.audio_codec.decode_stems(
-            latents[None, ..., low - start : high - start],
-            mixture[None],
-            message=message.to(model.device),
-            n_samples=mixture.shape[-1],
-        )[0]
-        if out is None:
-            out = torch.empty(2, stems.shape[1], samples)
-        kept = stems[..., (first - low) * hop : (last - low) * hop]
-        begin = (first - start) * hop
-        out[..., begin : begin + kept.shape[-1]] = kept.cpu()
-    assert out is not None  # an excerpt has at least one frame
-    return out

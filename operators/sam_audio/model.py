@@ -6,40 +6,39 @@ Shapes: B recordings, K candidates each, T latent frames, C codec channels, D mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint, flow
+from . import checkpoint, separation
 from .anchors import EmbedAnchors
 from .conditions import AlignMaskedVideo, Conditions, TextEncoder, TextFeatures
 from .config import BandCodecConfig, SAMAudioConfig, SolverConfig
 from .dit import DiT, sinusoid
+from .parts import Parts
 from .processor import Batch
+from .separation import SeparationResult
 from .vision import VisionEncoder
 
-# Called with extracted_audio, input_audio, descriptions, videos, sample_rate; returns scores [B, K].
-Ranker = Callable[..., Tensor]
-
-
-@dataclass
-class SeparationResult:
-    """Lists of 1-D tensors, one a recording: frames * hop_length samples, so up to hop_length - 1 more than it had."""
-
-    target: list[Tensor]
-    residual: list[Tensor]
-    noise: Tensor  # [B * K, T, 2C]
+if TYPE_CHECKING:
+    from .ranking import Ranker
+    from .spans import PEAFrame
 
 
 class SAMAudio(nn.Module):
-    """The separator. `text_encoder` replaces the one the configuration names; neither is part of the state dict."""
+    """The separator. Text encoder, span predictor and rankers are no part of its state dict.
 
-    def __init__(self, config: SAMAudioConfig, *, text_encoder: TextEncoder | None = None) -> None:
+    `text_encoder` and `parts` replace those that the configuration names; these are loaded when first used.
+    """
+
+    def __init__(
+        self, config: SAMAudioConfig, *, text_encoder: TextEncoder | None = None, parts: Parts | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         dim = config.transformer.dim
@@ -52,6 +51,7 @@ class SAMAudio(nn.Module):
         self.embed_anchors = EmbedAnchors(config.num_anchors, config.anchor_embedding_dim, dim)
         self.memory_proj = nn.Linear(config.text_encoder.dim, dim)
         self._text_features = TextFeatures(config.text_encoder, text_encoder)
+        self._parts = parts or Parts(config)
 
     @classmethod
     def from_pretrained(
@@ -59,19 +59,33 @@ class SAMAudio(nn.Module):
         name_or_path: str | Path,
         *,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
         revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        strict: bool = True,
         text_encoder: TextEncoder | None = None,
         **overrides: Any,
     ) -> SAMAudio:
         """Load "tiny" (shipped), a local folder, an fsspec URL or a hub name; in eval mode.
 
-        `overrides` replace top-level entries of the configuration. Raises CheckpointError.
+        dtype: of all weights but the codec's, float32 by default. `token`, `cache_dir` and `revision` are the hub's.
+        `overrides` replace top-level entries of the configuration, such as `span_predictor`, `text_ranker` and
+        `visual_ranker` (None switches one off). Raises CheckpointError.
         """
         return checkpoint.load(
             name_or_path,
-            lambda config: cls(config, text_encoder=text_encoder),
+            lambda config: cls(
+                config, text_encoder=text_encoder, parts=Parts(config, token=token, cache_dir=cache_dir)
+            ),
             device=device,
+            dtype=dtype,
             revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            strict=strict,
             overrides=overrides,
         )
 
@@ -92,6 +106,21 @@ class SAMAudio(nn.Module):
         """The text encoder, built when first used and moved to the model's device."""
         return self._text_features.encoder(self.device)
 
+    @property
+    def span_predictor(self) -> PEAFrame:
+        """The span predictor, loaded when first used. ValueError when the configuration names none."""
+        return self._parts.span_predictor(self.device)
+
+    @property
+    def text_ranker(self) -> Ranker | None:
+        """What chooses among candidates, loaded when first used; None when the configuration names none."""
+        return self._parts.ranker("text_ranker", self.device)
+
+    @property
+    def visual_ranker(self) -> Ranker | None:
+        """The same for recordings with masked video."""
+        return self._parts.ranker("visual_ranker", self.device)
+
     def encode_text(self, descriptions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Features [B, L, dim] and mask [B, L] (True = token) of descriptions; each is encoded once and kept."""
         return self._text_features(descriptions, self.proj.weight)
@@ -101,6 +130,14 @@ class SAMAudio(nn.Module):
         if self.config.vision_encoder is None:
             return None
         return self.proj.weight.new_zeros(batch, self.config.vision_encoder.dim, 1)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Masked frames [F, 3, H, W] of 0..255 -> features [F, V]."""
+        if self.config.vision_encoder is None:
+            raise ValueError("this model takes no video: its config has no vision_encoder")
+        features: Tensor = self.vision_encoder([frames.to(self.device)])[0]
+        return features
 
     def condition(
         self,
@@ -195,63 +232,33 @@ class SAMAudio(nn.Module):
         noise: [B * K, T, 2C], candidates of a recording next to each other; drawn when not given, from `seeds` (a
         key a recording: same noise in any batch, on any machine) or torch's generator.
         ode_opt: {"method": "midpoint" or "euler", "options": {"step_size": h}}; default: the configuration's.
-        reranking_candidates: K results are made and the one `ranker` scores highest is kept.
+        reranking_candidates: K results are made, one after the other, and the one that `ranker` scores highest is
+        kept. Default ranker: the configuration's `visual_ranker` for a batch with video, else its `text_ranker`.
+        predict_spans: when the batch has no anchors, the span predictor says where the descriptions are heard, and
+        the network is told.
         message, generator: the watermark's bits [2 * B * K, 16] or where to draw them from (released codec).
 
         For long recordings see `long_form.separate_long`.
         """
-        if predict_spans:
-            raise ValueError(
-                "predict_spans=True needs a span predictor, which this version does not have; "
-                "give anchors to the processor instead"
-            )
-        k = reranking_candidates
-        if k < 1 or (k > 1 and ranker is None):
-            raise ValueError(
-                f"reranking_candidates={k} needs a ranker, and this version has none of its own; "
-                "pass ranker=..., or use reranking_candidates=1"
-            )
-        batch = replace(batch).to(self.device)
-        b, t = batch.audio_pad_mask.shape
-        if noise is None:
-            noise = self._draw_noise(b, k, t, seeds)
-        elif noise.shape[0] != b * k:
-            raise ValueError(f"noise has {noise.shape[0]} rows, expected {b * k} (recordings x candidates)")
-        z = self.solve(batch, noise, ode_opt)
-        stems = self._decode(z, batch, k, message, generator)  # [B, K, 2, N]
-        lengths = [int(size) * batch.hop_length for size in batch.sizes]
-        best = [0] * b if ranker is None else self._choose(ranker, stems, batch, lengths)
-        picked = [stems[i, best[i], :, :n] for i, n in enumerate(lengths)]
-        return SeparationResult([s[0] for s in picked], [s[1] for s in picked], noise)
+        return separation.separate(
+            self,
+            batch,
+            noise,
+            ode_opt,
+            reranking_candidates,
+            predict_spans,
+            ranker,
+            seeds,
+            message,
+            generator,
+        )
 
     @torch.inference_mode()
     def solve(self, batch: Batch, noise: Tensor, ode_opt: Mapping[str, Any] | None = None) -> Tensor:
         """Latents [B * K, T, 2C] of target and residual that the flow takes `noise` (same shape) to."""
         batch = replace(batch).to(self.device)
-        latents = self.audio_codec.encode(batch.audios).transpose(1, 2).float()  # [B, T, C]
-        b, t, c = latents.shape
-        if t != batch.audio_pad_mask.shape[1]:
-            raise ValueError(
-                f"the batch has {batch.audio_pad_mask.shape[1]} frames, the codec made {t}: "
-                "was it made by this model's processor?"
-            )
-        if noise.shape[0] % b or noise.shape[1:] != (t, 2 * c):
-            raise ValueError(f"noise is {list(noise.shape)}, expected {[b, t, 2 * c]} (rows: a multiple of {b})")
-        text_features, text_mask = self.encode_text(batch.descriptions)
-        conditions = self.condition(
-            torch.cat([latents, latents], dim=-1),
-            text_features=text_features,
-            text_mask=text_mask,
-            masked_video_features=self._encode_video(batch),
-            anchor_ids=batch.anchor_ids,
-            anchor_alignment=batch.anchor_alignment,
-            audio_pad_mask=batch.audio_pad_mask,
-        ).repeat(noise.shape[0] // b)
-        return flow.solve(
-            lambda time, z: self.evaluate(z, z.new_full((len(z),), time), conditions),
-            noise.to(self.device).float(),
-            self.solver(ode_opt),
-        )
+        conditions = separation.condition(self, batch, separation.encode(self, batch))
+        return separation.solve(self, conditions, noise, ode_opt)
 
     def solver(self, ode_opt: Mapping[str, Any] | None) -> SolverConfig:
         """The solver an `ode_opt` names; what it leaves out comes from the configuration."""
@@ -262,51 +269,6 @@ class SAMAudio(nn.Module):
         if unknown:
             raise ValueError(f"ode_opt: unknown {', '.join(sorted(unknown))}; known are method and options.step_size")
         return replace(self.config.solver, **{name: v for name, v in given.items() if v is not None})
-
-    def _draw_noise(self, b: int, k: int, t: int, seeds: Sequence[str] | None) -> Tensor:
-        channels = 2 * self.config.audio_codec.channels
-        if seeds is None:
-            return torch.randn(b * k, t, channels, device=self.device)
-        if len(seeds) != b:
-            raise ValueError(f"{len(seeds)} seeds for {b} recordings")
-        keys = [seed if i == 0 else f"{seed}#{i}" for seed in seeds for i in range(k)]
-        return torch.stack([flow.noise(key, t, channels) for key in keys])
-
-    def _encode_video(self, batch: Batch) -> Tensor | None:
-        if batch.masked_video is None:
-            return self.no_video(len(batch.sizes))
-        if self.config.vision_encoder is None:
-            raise ValueError("this model takes no video: its config has no vision_encoder")
-        features: Tensor = self.vision_encoder(batch.masked_video)  # [B, T, V]
-        return features.transpose(1, 2)
-
-    def _decode(
-        self, z: Tensor, batch: Batch, k: int, message: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
-        rows, t, _ = z.shape
-        n = t * batch.hop_length
-        mixture = F.pad(batch.audios, (0, n - batch.audios.shape[-1])).repeat_interleave(k, dim=0)
-        stems = self.audio_codec.decode_stems(
-            z.transpose(1, 2).reshape(rows, 2, -1, t),
-            mixture,
-            message=message,
-            generator=generator,
-            n_samples=n,
-        )
-        return cast(Tensor, stems[:, :, 0].reshape(rows // k, k, 2, n))
-
-    def _choose(self, ranker: Ranker, stems: Tensor, batch: Batch, lengths: list[int]) -> list[int]:
-        k = stems.shape[1]
-        scores = ranker(
-            extracted_audio=[stems[i, :, 0, :n] for i, n in enumerate(lengths)],
-            input_audio=[batch.audios[i, :, :n].expand(k, -1) for i, n in enumerate(lengths)],
-            descriptions=batch.descriptions,
-            videos=batch.masked_video,
-            sample_rate=self.sample_rate,
-        )
-        if scores.shape != (len(lengths), k):
-            raise ValueError(f"the ranker gave scores {list(scores.shape)}, expected {[len(lengths), k]}")
-        return [int(i) for i in scores.argmax(dim=1)]
 
 
 def _codec(config: SAMAudioConfig) -> Any:

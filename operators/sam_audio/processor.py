@@ -17,6 +17,7 @@ from torch import Tensor
 from .anchors import Anchor, align_batch
 from .checkpoint import read_config
 from .config import SAMAudioConfig
+from .frames import read_all, read_frames
 from .vision import mask_videos, sample_frames
 
 
@@ -63,23 +64,36 @@ class SAMAudioProcessor:
         return cls(config.audio_codec.hop_length, config.audio_codec.sample_rate)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> SAMAudioProcessor:
-        """The processor of a model; reads its `config.json` only. Errors as `SAMAudio.from_pretrained`."""
-        return cls.from_config(read_config(name_or_path, revision=revision))
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> SAMAudioProcessor:
+        """The processor of a model; reads its `config.json` only. Arguments, errors as `SAMAudio.from_pretrained`."""
+        return cls.from_config(
+            read_config(
+                name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            )
+        )
 
     def __call__(
         self,
         descriptions: Sequence[str],
         audios: Sequence[str | Path | Tensor],
         anchors: Sequence[Sequence[Anchor]] | None = None,
-        masked_videos: Sequence[Tensor] | None = None,
+        masked_videos: Sequence[str | Path | Tensor] | None = None,
     ) -> Batch:
         """Build a batch of B recordings.
 
         descriptions: what to extract, one a recording; lower-case noun or verb phrases; "" for none.
         audios: files (decoded, resampled, channels averaged) or tensors [channels, samples] at the model's rate.
         anchors: per recording a list of (token, start_seconds, end_seconds).
-        masked_videos: [frames, 3, H, W] each, spread over the recording whatever their own frame rate is.
+        masked_videos: files (the frame nearest in time to each latent frame, decoded as far as the recording is long)
+            or tensors [frames, 3, H, W], spread over the recording whatever their own frame rate is.
         """
         counts = {"descriptions": len(descriptions), "audios": len(audios)}
         counts |= {
@@ -114,7 +128,7 @@ class SAMAudioProcessor:
             audio_sampling_rate=self.audio_sampling_rate,
             masked_video=None
             if masked_videos is None
-            else [_spread(v, int(n)) for v, n in zip(masked_videos, sizes, strict=True)],
+            else [self.load_video(v, int(n)) for v, n in zip(masked_videos, sizes, strict=True)],
             anchors=None if anchors is None else [list(item) for item in anchors],
         )
 
@@ -136,14 +150,31 @@ class SAMAudioProcessor:
         resampled = torchaudio.functional.resample(samples.data, samples.sample_rate, self.audio_sampling_rate)
         return resampled.mean(0)
 
+    def load_video(self, video: str | Path | Tensor, size: int) -> Tensor:
+        """One video as [size, 3, H, W], a frame for each latent frame of a recording: see `__call__`.
+
+        A file gives uint8 frames at its own picture size, time 0 being the file's.
+        """
+        if not isinstance(video, Tensor):
+            hop, rate = self.audio_hop_length, self.audio_sampling_rate
+            return read_frames(video, size, hop_length=hop, sample_rate=rate)
+        if video.ndim != 4 or video.shape[1] != 3 or not len(video):
+            raise ValueError(f"processor: videos are [frames, 3, height, width], got {list(video.shape)}")
+        return sample_frames(video, size)
+
     def mask_videos(
-        self, videos: Sequence[Tensor], masks: Sequence[Tensor], *, masked: Literal["black", "kept"] = "black"
+        self,
+        videos: Sequence[str | Path | Tensor],
+        masks: Sequence[str | Path | Tensor],
+        *,
+        masked: Literal["black", "kept"] = "black",
     ) -> list[Tensor]:
-        """Black out pixels of videos by masks: see `vision.mask_videos`, also on which polarity is right."""
+        """Black out pixels of videos by masks: see `vision.mask_videos`, also on which polarity is right.
+
+        Files are decoded whole. A mask file has as many frames as its video, of the same size, and is set where a
+        channel is not exactly 0: store it lossless.
+        """
+        videos, masks = (
+            [item if isinstance(item, Tensor) else read_all(item) for item in items] for items in (videos, masks)
+        )
         return mask_videos(videos, masks, masked=masked)
-
-
-def _spread(video: Tensor, frames: int) -> Tensor:
-    if video.ndim != 4 or video.shape[1] != 3 or not len(video):
-        raise ValueError(f"processor: videos are [frames, 3, height, width], got {list(video.shape)}")
-    return sample_frames(video, frames)

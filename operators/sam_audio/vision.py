@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ConfigError, VisionEncoderConfig
+from .frames import latent_times
 
 
 @dataclass(frozen=True)
@@ -224,17 +225,8 @@ class VisionEncoder(nn.Module):
 
         Resized without cropping. uint8 frames are rounded to whole values again, as image libraries do.
         """
-        mode = _RESIZE[self.config.interpolation_mode.upper()]
-        size = (self.config.image_size, self.config.image_size)
-        pixels = frames.float()
-        if frames.shape[-2:] != size:
-            if mode.startswith("nearest"):
-                pixels = F.interpolate(pixels, size, mode=mode)
-            else:
-                pixels = F.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False)
-            if frames.dtype == torch.uint8:
-                pixels = pixels.round().clamp(0, 255)
-        return (pixels / 255 - 0.5) / 0.5
+        resized = resize_frames(frames, self.config.image_size, self.config.interpolation_mode)
+        return (resized.float() / 255 - 0.5) / 0.5
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
@@ -251,6 +243,22 @@ class VisionEncoder(nn.Module):
     def forward(self, videos: Sequence[Tensor] | Tensor) -> Tensor:
         """B videos [F_i, 3, H_i, W_i] -> [B, longest F, dim], zeros after a shorter one's end."""
         return nn.utils.rnn.pad_sequence([self.encode_frames(video) for video in videos], batch_first=True)
+
+
+def resize_frames(frames: Tensor, size: int, interpolation_mode: str) -> Tensor:
+    """Frames [F, 3, H, W] -> [F, 3, size, size], without cropping, in the dtype given (other integers: float32).
+
+    `interpolation_mode` is `VisionEncoderConfig`'s. uint8 frames are rounded to whole values again, as image libraries
+    do, so resizing before `VisionEncoder.preprocess` gives the pixels that it gives alone.
+    """
+    if frames.shape[-2:] == (size, size):
+        return frames
+    mode, pixels = _RESIZE[interpolation_mode.upper()], frames.float()
+    if mode.startswith("nearest"):
+        pixels = F.interpolate(pixels, (size, size), mode=mode)
+    else:
+        pixels = F.interpolate(pixels, (size, size), mode=mode, antialias=True, align_corners=False)
+    return pixels.round().clamp(0, 255).to(torch.uint8) if frames.dtype == torch.uint8 else pixels
 
 
 def _rotation(rows: int, columns: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -283,17 +291,16 @@ def sample_frames(video: Tensor, size: int) -> Tensor:
 
 
 def nearest_frames(seconds: Tensor, size: int, *, hop_length: int, sample_rate: int) -> Tensor:
-    """Index [size] of the decoded frame nearest to each latent frame k * hop_length / sample_rate.
+    """Index [size] of the decoded frame nearest to each latent frame, at k * hop_length / sample_rate seconds.
 
     `seconds` [F] are the frames' presentation times, ascending. The earlier frame wins a tie; past the end the last
     frame repeats.
     """
     seconds = seconds.double()
-    times = torch.arange(size, dtype=torch.float64, device=seconds.device) * hop_length / sample_rate
+    times = latent_times(0, size, hop_length=hop_length, sample_rate=sample_rate).to(seconds.device)
     after = torch.searchsorted(seconds, times).clamp(max=len(seconds) - 1)
     before = (after - 1).clamp(min=0)
-    # A microsecond of slack: times that tie on paper differ by rounding, and no video clock is that fine.
-    first = times - seconds[before] <= seconds[after] - times + 1e-6
+    first = (times - seconds[before]).abs() <= (seconds[after] - times).abs()
     return torch.searchsorted(seconds, seconds[torch.where(first, before, after)])
 
 

@@ -61,3 +61,30 @@ def test_rates_without_common_divisor_resample_in_bounded_memory(speech: np.ndar
 def test_a_range_beyond_the_end_is_empty(speech: np.ndarray) -> None:
     first, last = resample.source_range(400_000, 410_000, 44_100, 48_000)
     assert resample.resample_range(speech[:, first:last], first, 400_000, 410_000, 44_100, 48_000).shape == (2, 0)
+
+
+@pytest.mark.parametrize("rates", [(48_000, 44_100), (48_000, 8_000), (16_000, 96_000), (48_000, 47_951)])
+@pytest.mark.parametrize("piece", [311, 20_000, 240_000])
+def test_a_stream_of_pieces_resamples_to_the_whole(speech: np.ndarray, rates: tuple[int, int], piece: int) -> None:
+    whole = resample.resample_range(speech, 0, 0, None, *rates)
+    stream = resample.StreamResampler(*rates)
+    cut = range(0, speech.shape[1], piece)
+    out = np.concatenate([stream.add(speech[:, i : i + piece]) for i in cut] + [stream.finish()], axis=1)
+    assert out.shape[1] == speech.shape[1] * rates[1] // rates[0]
+    np.testing.assert_allclose(out, whole[:, : out.shape[1]], atol=2e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_a_recording_that_comes_back_to_its_rate_has_its_length(speech: np.ndarray, rate: int) -> None:
+    for length in (1, 2, 1_919, 30_001, 30_002):
+        up = resample.resample_range(speech[:, :length], 0, 0, None, rate, 48_000)
+        stream = resample.StreamResampler(48_000, rate)
+        back = [stream.add(up), stream.finish()] if rate != 48_000 else [stream.add(up)]
+        assert sum(part.shape[1] for part in back) == length
+
+
+def test_a_stream_of_one_rate_passes_through_and_an_empty_one_is_empty(speech: np.ndarray) -> None:
+    stream = resample.StreamResampler(48_000, 48_000)
+    assert stream.add(speech) is speech
+    assert stream.finish().size == 0
+    assert resample.StreamResampler(48_000, 44_100).finish().size == 0

@@ -10,7 +10,7 @@ from small_models import HOP, RATE
 from operators.errors import AssetError
 from operators.sam_audio.config import SolverConfig
 from operators.segments import Joiner, cut
-from operators.separator import SegmentRequest, SegmentStems, Separator
+from operators.separator import SegmentRequest, SegmentStems, Separator, SeparatorOptions
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_silence_gives_silence(separator: Separator) -> None:
 
 def test_version_names_weights_and_options(separator: Separator, model_folder: Path, tmp_path: Path) -> None:
     assert Separator(str(model_folder), device="cpu").version == separator.version
-    halved = Separator(str(model_folder), device="cpu", solver=SolverConfig("euler", 0.5))
+    halved = Separator(str(model_folder), device="cpu", options=SeparatorOptions(solver=SolverConfig("euler", 0.5)))
     assert halved.version != separator.version
     other = tmp_path / "other"
     shutil.copytree(model_folder, other)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import JobConfig, JobConfigError, load_config
-from pipeline.schema import Anchor
+from pipeline.prompts import Anchor, Prompt
 
 BASE = ["--manifest", "s3://archive/manifests/films.parquet", "--lake", "s3://lake/dialogue"]
 PLACES: dict[str, Any] = {"manifest": "/archive/films.parquet", "lake": "/lake"}
@@ -80,6 +80,13 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         ([*BASE, "--limit", "0"], ["limit", "greater than or equal to 1"]),
         ([*BASE, "--limit"], ["--limit", "expected one argument"]),
         ([*BASE, "--stem-format", "mp3"], ["stem_format", "'flac', 'wav' or 'opus'"]),
+        ([*BASE, "--bit-depth", "20"], ["bit_depth", "16, 24 or 32"]),
+        ([*BASE, "--bit-depth", "32"], ["bit_depth", "flac", "16 or 24"]),
+        ([*BASE, "--bit-depth", "16", "--stem-format", "opus"], ["bit_depth", "opus", "leave it out"]),
+        ([*BASE, "--output-sample-rate", "cd"], ["output_sample_rate", "source"]),
+        ([*BASE, "--output-sample-rate", "400"], ["output_sample_rate", "8000 to 192000"]),
+        ([*BASE, "--on-overs", "limit"], ["on_overs", "'scale' or 'clip'"]),
+        ([*BASE, "--channels", "5"], ["channels", "'wiener'"]),
         ([*BASE, "--device", "gpu"], ["device", "use auto, cpu, cuda"]),
         ([*BASE, "--segment-seconds", "nan"], ["segment_seconds"]),
         ([*BASE, "--target-label", "../x"], ["target_label", "lower-case"]),
@@ -91,6 +98,11 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         ([*BASE, "--description", " "], ["descriptions", "remove it"]),
         ([*BASE, "--anchors", '[["?", 1, 2]]'], ["anchors", "'+' (heard)"]),
         ([*BASE, "--anchors", "[["], ["anchors"]),
+        ([*BASE, "--prompt", "dog=a", "--prompt", "dog=b"], ["prompts", "different names"]),
+        ([*BASE, "--prompt", '{"mask": "m.mp4"}'], ["prompts", "mask"]),
+        ([*BASE, "--skip-inactive"], ["skip_inactive", "predict_spans"]),
+        ([*BASE, "--candidates", "8"], ["candidates", "judge"]),
+        ([*BASE, "--rerank-below", "3"], ["rerank_below", "candidates"]),
         (["--manifest", "/m.parquet", "--lake", "ftp://host/lake"], ["lake", "ftp", "use one of"]),
         ([*BASE, "--allowed-read-prefix", "s3://"], ["allowed_read_prefixes", "no bucket"]),
         ([*BASE, "--config", "missing.yaml"], ["missing.yaml", "No such file"]),
@@ -124,6 +136,25 @@ def test_a_misspelt_variable_or_preset_is_refused(monkeypatch: pytest.MonkeyPatc
     assert "did you mean limit" in error_of(BASE)
 
 
+def test_prompts_from_everywhere_add_up() -> None:
+    argv = [*BASE, "--prompt", "dog=dog barking", "--description", "rain", "--anchors", '[["+", 1, 2]]']
+    assert load_config(argv).all_prompts == (
+        Prompt(name="dog", description="dog barking"),
+        Prompt(description="rain", anchors=[["+", 1, 2]]),
+    )
+    assert load_config([*BASE, "--anchors", '[["+", 1, 2]]']).all_prompts == (Prompt(anchors=[["+", 1, 2]]),)
+    assert load_config(BASE).all_prompts == ()
+
+
+def test_sound_settings_are_read_from_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config([*BASE, "--output-sample-rate", "44100", "--bit-depth", "16", "--channels", "each"])
+    assert (config.output_sample_rate, config.bit_depth, config.channels) == (44_100, 16, "each")
+    monkeypatch.setenv("SAM_PIPELINE_BIT_DEPTH", "32")
+    monkeypatch.setenv("SAM_PIPELINE_OUTPUT_SAMPLE_RATE", "source")
+    config = load_config([*BASE, "--stem-format", "wav"])
+    assert (config.output_sample_rate, config.bit_depth, config.on_overs) == ("source", 32, "scale")
+
+
 def test_several_problems_are_told_at_once() -> None:
     assert len(error_of([*BASE, "--limit", "0", "--device", "gpu", "--writers", "x"]).splitlines()) == 3
 
@@ -140,14 +171,26 @@ def test_the_hash_covers_what_changes_a_result_and_nothing_else() -> None:
     same = JobConfig(
         manifest="/other.parquet", lake="s3://other/lake", separators=4, decoders=3, device="cpu", limit=1,
         segments_per_batch=1, windows_per_batch=2, commit_every_rows=1, progress=False,
-        descriptions=("speech",),
+        descriptions=("speech",), prompts=("dog=dog barking",), target_label="dialogue", residual_label="rest",
     )  # fmt: skip
     assert same.config_hash("v1") == plain
     assert same.config_hash("v2") != plain
     changes: list[dict[str, Any]] = [
         {"model": "large"},
-        {"target_label": "dialogue"},
-        {"residual_label": "rest"},
+        {"precision": "bfloat16"},
+        {"predict_spans": True},
+        {"predict_spans": True, "span_predictor": "pe-a-frame-small"},
+        {"predict_spans": True, "skip_inactive": True},
+        {"judge": "facebook/sam-audio-judge"},
+        {"candidates": 4, "ranker": "model"},
+        {"candidates": 4, "ranker": "sound_activity"},
+        {"candidates": 4, "ranker": "model", "rerank_below": 3.0},
+        {"masked": "kept"},
+        {"channels": "mono"},
+        {"residual": "mixture_minus_target"},
+        {"output_sample_rate": "source"},
+        {"bit_depth": 16},
+        {"on_overs": "clip"},
         {"solver_method": "euler", "solver_steps": 4},
         {"segment_seconds": 60},
         {"halo_seconds": 5},

@@ -12,14 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.errors import AssetError
+from pipeline.prompts import Anchor, anchors_json
 from pipeline.schema import (
     FAILURES_SCHEMA,
     MANIFEST_SCHEMA,
     RUNS_SCHEMA,
     STEMS_SCHEMA,
-    Anchor,
     ManifestRow,
-    anchors_json,
     to_table,
     utc_now,
 )
@@ -38,7 +37,7 @@ def test_every_column_is_plain_snake_case_and_described(name: str) -> None:
     for field in SCHEMAS[name]:
         assert field.name == field.name.lower()
         assert field.metadata[b"comment"]
-        assert field.type in PLAIN_TYPES or field.name == "anchors"
+        assert field.type in PLAIN_TYPES or field.name in ("anchors", "prompts")
 
 
 def test_a_row_needs_only_an_id_and_a_uri() -> None:

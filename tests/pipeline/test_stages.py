@@ -41,7 +41,7 @@ class Line:
 
     def separated(self, works: list[Work]) -> list[dict]:
         decoded = [DecodeStage(self.context)({"work": work.to_json()}) for work in works]
-        batch = {name: [row[name] for row in decoded] for name in ("work", "failure", "audio")}
+        batch = {name: [row[name] for row in decoded] for name in decoded[0]}
         rows = SeparateStage(self.context)(batch)
         return [{name: values[0] for name, values in row.items()} for row in rows]
 
@@ -84,11 +84,9 @@ def test_plan_leaves_out_stored_parts_and_joins_what_a_dead_run_left(tmp_path, l
     line.store.delete_prefix("commits")
     for row in rows:
         work = Work.from_json(row["work"])
-        for name, samples in zip(
-            part_names(line.context.config_hash, work.asset, work.segment.index),
-            (row["target"], row["residual"]),
-            strict=True,
-        ):
+        *stems_names, facts = part_names(line.context.config_hash, work.asset, work.segment.index)
+        line.store.write_bytes(facts, row["facts"].encode())
+        for name, samples in zip(stems_names, (row["target"], row["residual"]), strict=True):
             with StemWriter(tmp_path / "part.wav", 48_000, samples.shape[0], "wav") as writer:
                 writer.write(samples)
             line.store.upload(tmp_path / "part.wav", name)
@@ -142,7 +140,7 @@ def test_bad_segment_fails_alone_in_its_batch(tmp_path):
     works = line.plan().todo
     decoded = [DecodeStage(line.context)({"work": work.to_json()}) for work in works]
     decoded[0]["audio"] = np.full_like(decoded[0]["audio"], np.nan)
-    batch = {name: [row[name] for row in decoded] for name in ("work", "failure", "audio")}
+    batch = {name: [row[name] for row in decoded] for name in decoded[0]}
     rows = [{name: values[0] for name, values in row.items()} for row in SeparateStage(line.context)(batch)]
     assert sorted(result["kind"] for result in line.write(rows)) == ["failure", "stem"]
 

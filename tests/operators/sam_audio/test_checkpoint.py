@@ -1,16 +1,20 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from golden.loader import released_manifest
+from released_layout import RATE, SAM_AUDIO, write_sam_audio, write_t5
 from safetensors.torch import load_file, save_file
 from small_models import small_model
+from torch import nn
 
-from operators.sam_audio import SAMAudio
-from operators.sam_audio.checkpoint import CheckpointError, assign
-from operators.sam_audio.config import SIZES
+from operators.sam_audio import SAMAudio, SAMAudioProcessor
+from operators.sam_audio.checkpoint import CheckpointError, assign, load_part
+from operators.sam_audio.config import SIZES, ConfigError
 
 
 @pytest.fixture
@@ -71,6 +75,213 @@ def test_released_file_format_loads(folder: Path) -> None:
 def test_half_precision_weights_load_as_float32(folder: Path) -> None:
     rewrite(folder, lambda state: state.update({k: v.half() for k, v in state.items()}))
     assert {p.dtype for p in SAMAudio.from_pretrained(folder).parameters()} == {torch.float32}
+
+
+def split(folder: Path) -> dict[str, str]:
+    """Replace the weights of a checkpoint by two shards and their index; returns the index's table."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    placed = {key: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(state)}
+    for file in set(placed.values()):
+        save_file({key: t for key, t in state.items() if placed[key] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    return placed
+
+
+def test_shards_load(folder: Path, model_folder: Path) -> None:
+    split(folder)
+    loaded = SAMAudio.from_pretrained(folder).state_dict()
+    assert all(torch.equal(v, loaded[k]) for k, v in load_file(model_folder / "model.safetensors").items())
+
+
+def test_missing_and_swapped_shards_and_bad_indices_are_reported(folder: Path) -> None:
+    placed = split(folder)
+    first, second = (folder / file for file in sorted(set(placed.values())))
+    content = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors does not hold what .* says"):
+        SAMAudio.from_pretrained(folder)
+    second.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        SAMAudio.from_pretrained(folder)
+    second.unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json names model-00002.* does not exist"):
+        SAMAudio.from_pretrained(folder)
+    for text in ("{", "[]", '{"weight_map": {"proj.bias": "../secret"}}', '{"weight_map": {"proj.bias": 3}}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match="no index of shards"):
+            SAMAudio.from_pretrained(folder)
+
+
+def test_without_strict_what_fits_is_loaded_and_the_rest_reported(folder: Path) -> None:
+    def change(state: dict) -> None:
+        del state["proj.bias"]
+        state["surplus"] = torch.zeros(1)
+        state["memory_proj.bias"] = torch.zeros(7)
+
+    rewrite(folder, change)
+    with pytest.warns(UserWarning, match=r"proj\.bias.*surplus.*memory_proj\.bias is \[7\], expected \[32\]"):
+        model = SAMAudio.from_pretrained(folder, strict=False)
+    assert torch.equal(model.proj.weight, load_file(folder / "model.safetensors")["proj.weight"])
+    assert model.proj.bias.shape == (32,) and not model.training
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint as Meta writes them."""
+    folder = tmp_path_factory.mktemp("released")
+    write_t5(folder / "t5")
+    write_sam_audio(folder / "sam-audio", t5=str(folder / "t5"))
+    return folder / "sam-audio"
+
+
+def test_released_layout_loads_without_the_text_tower(released: Path) -> None:
+    model = SAMAudio.from_pretrained(released)
+    state = torch.load(released / "checkpoint.pt", weights_only=True)
+    loaded = model.state_dict()
+    assert set(state) - set(loaded) == {
+        k for k in state if k.startswith("vision_encoder.model.") and not k.startswith("vision_encoder.model.visual.")
+    }
+    assert all(torch.equal(v, state[k]) for k, v in loaded.items())
+    assert model.config.transformer.dim == SAM_AUDIO["transformer"]["dim"]
+
+
+def test_dtype_is_of_all_weights_but_the_codec_s_and_the_model_runs_in_it(released: Path) -> None:
+    models = [SAMAudio.from_pretrained(released, dtype=dtype) for dtype in (None, torch.bfloat16)]
+    kinds = {key.partition(".")[0]: t.dtype for key, t in models[1].state_dict().items()}
+    assert kinds.pop("audio_codec") == torch.float32
+    assert set(kinds.values()) == {torch.bfloat16}
+    generator = torch.Generator().manual_seed(5)
+    batch = SAMAudioProcessor.from_pretrained(released)(
+        ["speech"],
+        [0.1 * torch.randn(1, RATE, generator=generator)],
+        anchors=[[["+", 0.2, 0.5]]],
+        masked_videos=[torch.randint(0, 255, (5, 3, 40, 60), dtype=torch.uint8, generator=generator)],
+    )
+    noise = torch.randn(1, 25, 16, generator=generator)
+    exact, rounded = (m.solve(batch, noise, {"method": "midpoint"}) for m in models)
+    # bfloat16 carries 8 bits: a hundredth of the signal after 32 evaluations.
+    assert (rounded - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
+
+
+def test_model_may_be_saved_over_the_files_it_was_loaded_from(folder: Path, model_folder: Path) -> None:
+    model = SAMAudio.from_pretrained(folder)
+    model.save_pretrained(folder)
+    assert torch.equal(model.proj.weight, load_file(model_folder / "model.safetensors")["proj.weight"])
+    assert torch.equal(SAMAudio.from_pretrained(folder).proj.weight, model.proj.weight)
+
+
+def test_layout_of_a_later_version_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sam_audio_pipeline": {"quantised": True}}))
+    with pytest.raises(CheckpointError, match=r"config\.json: sam_audio_pipeline: .* another version"):
+        SAMAudio.from_pretrained(folder)
+
+
+class Scale(nn.Module):
+    """A part with a buffer that no checkpoint holds."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.register_buffer("steps", torch.arange(width), persistent=False)
+
+
+def part(folder: Path, config: str = '{"width": 3, "note": 1}') -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(config)
+    state = {"old.weight": torch.ones(1, 3, dtype=torch.float16), "old.bias": torch.zeros(1), "unused": torch.ones(2)}
+    torch.save(state, folder / "checkpoint.pt")
+    return folder
+
+
+def test_part_is_renamed_overridden_and_rid_of_what_it_ignores(tmp_path: Path) -> None:
+    def build(width: int) -> Scale:
+        with torch.device("cpu"):
+            steps = torch.arange(width)
+        model = Scale(width)
+        model.steps = steps
+        return model
+
+    def load(**overrides: int) -> Scale:
+        return load_part(
+            part(tmp_path),
+            parse=lambda values: values["width"],
+            build=build,
+            rename=lambda state: {key.replace("old", "linear"): t for key, t in state.items()},
+            ignored=lambda key: key == "unused",
+            overrides=overrides,
+        )
+
+    assert torch.equal(load().linear.weight, torch.ones(1, 3))
+    with pytest.raises(CheckpointError, match=r"linear\.weight is \[1, 3\], expected \[1, 4\]"):
+        load(width=4)
+
+
+def test_part_left_on_the_meta_device_is_a_mistake_that_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="in no checkpoint: steps"):
+        load_part(
+            part(tmp_path),
+            parse=lambda values: values["width"],
+            build=Scale,
+            rename=lambda state: {key.replace("old", "linear"): t for key, t in state.items() if key != "unused"},
+        )
+
+
+def test_part_with_a_config_that_its_parser_refuses_is_reported(tmp_path: Path) -> None:
+    def parse(values: dict) -> int:
+        if "width" not in values:
+            raise ConfigError("width is missing")
+        return values["width"]
+
+    with pytest.raises(CheckpointError, match=r"config\.json: width is missing"):
+        load_part(part(tmp_path, "{}"), parse=parse, build=Scale)
+
+
+PEAK = """
+import sys, threading, time, torch
+from operators.sam_audio import SAMAudio
+
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+def watch():
+    while not done:
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+small, large, dtype = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3])
+SAMAudio.from_pretrained(small, dtype=dtype)  # what imports and the first of everything take
+before, seen, done = anonymous(), [], False
+thread = threading.Thread(target=watch)
+thread.start()
+model = SAMAudio.from_pretrained(large, dtype=dtype)
+done = True
+thread.join()
+print(sum(t.nbytes for t in model.state_dict().values()), max(seen) - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 0.15 GB, in both file formats."""
+    folder = tmp_path_factory.mktemp("large")
+    wide = {**SAM_AUDIO["transformer"], "dim": 512, "n_heads": 4, "n_layers": 6, "context_dim": 512}
+    state = write_sam_audio(folder / "pt", t5="none", transformer=wide)
+    (folder / "safetensors").mkdir()
+    shutil.copy(folder / "pt" / "config.json", folder / "safetensors")
+    save_file(state, folder / "safetensors" / "model.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("file", "dtype"), [("pt", "float32"), ("safetensors", "float32"), ("pt", "bfloat16")])
+def test_loading_takes_at_most_one_copy_of_the_weights(large: Path, released: Path, file: str, dtype: str) -> None:
+    command = [sys.executable, "-c", PEAK, str(released), str(large / file), dtype]
+    size, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert size > 5e7
+    # Mapped weights are the file's own pages, which the kernel may drop; converted ones are one copy.
+    assert peak < (0.1 if dtype == "float32" else 1.1) * size
 
 
 def test_url_loads(folder: Path) -> None:

@@ -8,15 +8,11 @@ from small_models import BANDS, HOP, RATE, small_config, small_model
 
 from operators.sam_audio.band_codec import BandCodec
 from operators.sam_audio.config import LongFormConfig, SolverConfig
-from operators.sam_audio.long_form import (
-    Excerpt,
-    exact_halo_frames,
-    separate_long,
-    soft_mask,
-    window_starts,
-)
+from operators.sam_audio.long_form import Excerpt, exact_halo_frames
+from operators.sam_audio.long_form import separate_long as separate_long_form
 from operators.sam_audio.model import SAMAudio
 from operators.sam_audio.processor import SAMAudioProcessor
+from operators.sam_audio.windows import soft_mask, window_starts
 from operators.segments import FADE_FRAMES, Joiner, cut
 
 ANCHORS = (("+", 2.0, 5.5), ("-", 8.0, 9.0))
@@ -28,6 +24,12 @@ class CountingCodec(BandCodec):
     def encode(self, wav: torch.Tensor) -> torch.Tensor:
         self.encodes += 1
         return super().encode(wav)
+
+
+def separate_long(model: SAMAudio, excerpts: list[Excerpt], **options: object) -> list[torch.Tensor]:
+    """[2, channels, samples] an excerpt: target, residual."""
+    results = separate_long_form(model, excerpts, **options)  # type: ignore[arg-type]
+    return [torch.stack([stems.target, stems.residual]) for stems in results]
 
 
 def decibels(difference: torch.Tensor, reference: torch.Tensor) -> float:

@@ -1,10 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from golden.loader import load
+from media_files import DEMO
 from small_models import HOP, RATE
+from torchcodec.decoders import VideoDecoder
+from video_files import write_video
 
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.processor import SAMAudioProcessor
@@ -65,6 +69,40 @@ def test_videos_are_spread_over_the_recording(processor: SAMAudioProcessor) -> N
 def test_video_of_another_shape_is_refused(processor: SAMAudioProcessor) -> None:
     with pytest.raises(ValueError, match=r"videos are \[frames, 3"):
         processor(audios=[torch.zeros(1, 9)], descriptions=[""], masked_videos=[torch.zeros(0, 3, 2, 2)])
+
+
+def test_video_files_are_sampled_by_time(processor: SAMAudioProcessor) -> None:
+    path = DEMO / "demo.mp4"  # 15 frames a second
+    video = torch.zeros(2, 3, 5, 5, dtype=torch.uint8)
+    batch = processor(
+        audios=[torch.zeros(1, 30 * 1920), torch.zeros(1, 9 * 1920), torch.zeros(1, 1920)],
+        descriptions=["", "", ""],
+        masked_videos=[path, str(path), video],
+    )
+    frames = VideoDecoder(str(path))[:20]
+    assert batch.masked_video is not None
+    assert [len(item) for item in batch.masked_video] == [30, 9, 1]
+    assert torch.equal(batch.masked_video[0], frames[(torch.arange(30) * 15 / 25).round().long()])
+    assert torch.equal(batch.masked_video[1], batch.masked_video[0][:9])
+
+
+def test_broken_video_file_is_named(processor: SAMAudioProcessor, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"0000ftyp" + bytes(100))
+    with pytest.raises(ValueError, match=r"broken\.mp4"):
+        processor(audios=[torch.zeros(1, 9)], descriptions=[""], masked_videos=[tmp_path / "broken.mp4"])
+
+
+def test_mask_videos_reads_files(processor: SAMAudioProcessor, tmp_path: Path) -> None:
+    def mask(index: int) -> np.ndarray:
+        return np.full((36, 64, 3), 255 * (index % 2), np.uint8)
+
+    video = write_video(tmp_path / "video.mkv", range(0, 200, 40))
+    masks = write_video(tmp_path / "mask.mkv", range(0, 200, 40), mask, codec="ffv1")
+    frames = VideoDecoder(str(video))[:]
+    (black,) = processor.mask_videos([str(video)], [masks])
+    assert torch.equal(black[::2], frames[::2])
+    assert not black[1::2].any()
+    assert torch.equal(processor.mask_videos([frames], [masks])[0], black)
 
 
 def test_mask_videos_blacks_out_the_masked_pixels(processor: SAMAudioProcessor) -> None:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from golden.loader import Golden, load
-from small_models import TokenT5, golden_model, small_config, small_model
+from small_models import TokenT5, golden_model, golden_span_predictor, small_config, small_model
 
+from operators.sam_audio.config import SAMAudioConfig
 from operators.sam_audio.model import SAMAudio
+from operators.sam_audio.parts import Parts
 from operators.sam_audio.processor import Batch, SAMAudioProcessor
 
 GRIDS = {
@@ -98,6 +100,49 @@ def test_separate_with_video_anchors_and_candidates_equals_the_reference(
     for i in range(0 if single else 2):
         kind = "extracted_audio" if with_video else "input_audio"
         golden.assert_close(heard[kind][i], f"{case}.mid.{kind}{i}")
+
+
+def test_predicted_spans_reach_the_network_as_the_reference_meant(processor: SAMAudioProcessor) -> None:
+    golden = load("separate_spans")
+    parts = Parts(SAMAudioConfig.from_dict(golden.config["sam_audio"]), span_predictor=golden_span_predictor(golden))
+    model = golden_model(golden, text_encoder=TokenT5(golden), parts=parts, strict=False)
+    made = SAMAudioProcessor.from_config(model.config)(
+        audios=[golden["in.wav0"], golden["in.wav1"]], descriptions=golden.values["texts"]
+    )
+    assert torch.equal(made.anchor_alignment, golden["mid.null_anchor_alignment"])
+    result = model.separate(
+        made,
+        noise=golden["in.noise"],
+        ode_opt=golden.values["ode"],
+        message=golden["fixed.out.message"],
+        predict_spans=True,
+    )
+    assert result.anchors == [[tuple(anchor) for anchor in item] for item in golden.values["anchors"]]
+    assert_stems(golden, result, "fixed.out")
+    without = model.separate(
+        made, noise=golden["in.noise"], ode_opt=golden.values["ode"], message=golden["stale.out.message"]
+    )
+    assert_stems(golden, without, "stale.out")
+
+
+def test_of_the_losers_only_the_target_is_decoded(reference: SAMAudio, batch: Batch) -> None:
+    decoded = []
+
+    def count(codec, arguments, result) -> None:
+        decoded.append(len(arguments[0]))
+
+    hook = reference.audio_codec.quantizer.out_proj.register_forward_hook(count)
+    try:
+        result = reference.separate(
+            batch,
+            reranking_candidates=4,
+            ode_opt={"method": "euler", "options": {"step_size": 1.0}},
+            ranker=lambda **_: torch.tensor([[0.0, 3.0, 2.0, 1.0], [9.0, 3.0, 2.0, 1.0]]),
+        )
+    finally:
+        hook.remove()
+    assert sum(decoded) == 2 * 4 + 2  # two recordings: four targets each, one residual each
+    assert result.scores.argmax(1).tolist() == [1, 0]
 
 
 def test_candidates_without_a_ranker_are_refused(reference: SAMAudio, batch: Batch) -> None:

@@ -139,21 +139,36 @@ def test_sampled_frames_equal_the_reference(video: Golden) -> None:
         assert sample_frames(frames, case["size"])[:, 0, 0, 0].tolist() == case["index"]
 
 
-def test_nearest_frames_equal_the_reference(video: Golden) -> None:
-    for case in video.values["file_input"]:
-        index = nearest_frames(torch.tensor(case["pts_seconds"]), case["size"], hop_length=1920, sample_rate=48_000)
-        # Two frames the rule chooses are not what the case recorded (36 and 30), against the rule it states itself;
-        # nearest in time are these.
-        disputed = {"30": 37, "24000/1001": 31}[case["rate"]]
-        pairs = list(zip(index.tolist(), case["index"], strict=True))
-        assert all(chosen == recorded for chosen, recorded in pairs if chosen != disputed)
-        assert sum(chosen != disputed for chosen, _ in pairs) >= 20
+def by_all_distances(seconds: torch.Tensor, size: int) -> list[int]:
+    """The reference's own arithmetic: float32 times against the whole table of float64 time stamps."""
+    times = torch.arange(size) * 1920 / 48_000
+    return (times[None] - seconds[:, None]).abs().argmin(0).tolist()
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_nearest_frames_equal_the_reference(case: int, video: Golden) -> None:
+    recorded = video.values["file_input"][case]
+    seconds = torch.tensor(recorded["pts_seconds"], dtype=torch.float64)
+    index = nearest_frames(seconds, recorded["size"], hop_length=1920, sample_rate=48_000).tolist()
+    assert index == by_all_distances(seconds, recorded["size"])
+    # The case knows frames by their pixels after a lossy encoder, so it calls a frame that came out like the one before
+    # by that one's number: 37 at 30 frames a second (test_frames.py makes such a file), the last at 24000/1001.
+    twin = {"30": 37, "24000/1001": 31}[recorded["rate"]]
+    assert [i - 1 if i == twin else i for i in index] == recorded["index"]
+
+
+@pytest.mark.parametrize("rate", [12.5, 8, 7.5, 23.976, 59.94, 300])
+def test_ties_fall_as_in_the_reference(rate: float) -> None:
+    """At 12.5 frames a second every other latent frame lies midway, and the reference's float32 decides."""
+    seconds = torch.arange(4000, dtype=torch.float64) / rate
+    index = nearest_frames(seconds, 9000, hop_length=1920, sample_rate=48_000)
+    assert index.tolist() == by_all_distances(seconds, 9000)
 
 
 def test_nearest_frames_take_the_first_on_a_tie_and_repeat_the_last() -> None:
-    seconds = torch.arange(4) * 0.08  # every other latent frame lies midway between two
-    index = nearest_frames(seconds, 12, hop_length=1920, sample_rate=48_000)
-    assert index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3]
+    seconds = torch.tensor([0.0, 0.5, 1.5, 1.5, 2.0], dtype=torch.float64)
+    index = nearest_frames(seconds, 6, hop_length=1, sample_rate=2)
+    assert index.tolist() == [0, 1, 1, 2, 4, 4]
 
 
 @pytest.mark.parametrize("case", [0, 1])

@@ -1,0 +1,81 @@
+"""What is known of a segment's stems beside their samples, and the same of a whole item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from operators.scoring import JudgeScores
+from operators.separator import SegmentStems
+
+SCORES = tuple(JudgeScores.__dataclass_fields__)
+# Spans that end and begin at a cut between segments are one.
+TOUCHING_SECONDS = 1e-6
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a segment's core, or of an item: `seconds` long. scores in the order of JudgeScores; None without a judge."""
+
+    seconds: float
+    spans: tuple[tuple[float, float], ...] | None = None
+    scores: tuple[float, ...] | None = None
+    candidates: int = 1
+    windows: int = 0
+    windows_skipped: int = 0
+
+    @classmethod
+    def of(cls, stems: SegmentStems, seconds: float) -> Facts:
+        scores = None if stems.scores is None else tuple(getattr(stems.scores, name) for name in SCORES)
+        return cls(seconds, stems.spans, scores, stems.candidates, stems.windows, stems.windows_skipped)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Facts:
+        values = json.loads(text)
+        if values["spans"] is not None:
+            values["spans"] = tuple((start, end) for start, end in values["spans"])
+        if values["scores"] is not None:
+            values["scores"] = tuple(values["scores"])
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def score_columns(self) -> dict[str, float | None]:
+        values = self.scores or (None,) * len(SCORES)
+        return {f"judge_{name}": value for name, value in zip(SCORES, values, strict=True)}
+
+    @property
+    def spans_json(self) -> str | None:
+        if self.spans is None:
+            return None
+        return json.dumps([[round(start, 6), round(end, 6)] for start, end in self.spans])
+
+
+def merge(segments: Sequence[Facts]) -> Facts:
+    """Facts of an item from those of its segments in order: scores weighted by duration, spans joined at the cuts."""
+    seconds = sum(s.seconds for s in segments)
+    scores = None
+    if all(s.scores is not None for s in segments):
+        columns = zip(*(s.scores for s in segments if s.scores is not None), strict=True)
+        scores = tuple(
+            sum(value * s.seconds for value, s in zip(column, segments, strict=True)) / seconds for column in columns
+        )
+    spans: list[tuple[float, float]] | None = None
+    if all(s.spans is not None for s in segments):
+        spans = []
+        for start, end in (span for s in segments for span in s.spans or ()):
+            if spans and start - spans[-1][1] <= TOUCHING_SECONDS:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+    return Facts(
+        seconds,
+        None if spans is None else tuple(spans),
+        scores,
+        max(s.candidates for s in segments),
+        sum(s.windows for s in segments),
+        sum(s.windows_skipped for s in segments),
+    )
