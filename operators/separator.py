@@ -117,7 +117,8 @@ class Separator:
     """Holds a model on one device.
 
     model: as `SAMAudio.from_pretrained`. device: "auto" takes a GPU where there is one. window_batch: multi-diffusion
-    windows an evaluation; bounds the memory of the network, and is halved when that does not suffice.
+    windows an evaluation; bounds the memory of the network, and is halved when that does not suffice. vision: whether
+    requests with video will come; without it the image tower is not loaded.
 
     `version` is a hash of configuration, solver and weights: what stems depend on besides requests and options.
     """
@@ -128,12 +129,13 @@ class Separator:
         device: str = "auto",
         options: SeparatorOptions | None = None,
         window_batch: int = 16,
+        vision: bool = True,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.options = options = options or SeparatorOptions()
         overrides: dict[str, Any] = {"span_predictor": options.span_predictor} if options.span_predictor else {}
-        self._model = SAMAudio.from_pretrained(model, device=device, dtype=options.dtype, **overrides)
+        self._model = SAMAudio.from_pretrained(model, device=device, dtype=options.dtype, vision=vision, **overrides)
         self.solver = options.solver or self._model.config.solver
         self.window_batch = window_batch
         self.version = describe(model, self.solver).version
@@ -200,7 +202,7 @@ class Separator:
 
     def _channels(self, wave: Tensor) -> Literal["native", "mono", "each", "wiener"]:
         if self.options.channels != "auto":
-            return "mono" if wave.shape[0] == 1 else self.options.channels
+            return self.options.channels
         if isinstance(self._model.audio_codec, BandCodec):
             return "native"
         return "mono" if wave.shape[0] == 1 else "wiener"
@@ -222,7 +224,7 @@ class Separator:
             return AssetError(
                 "bad_anchor", str(error), "give ('+' or '-', start_seconds, end_seconds)", field="anchors"
             )
-        if request.video is not None and self._model.config.vision_encoder is None:
+        if request.video is not None and not hasattr(self._model, "vision_encoder"):
             return AssetError(
                 "no_vision", "this model takes no masked video", "use a model with a vision encoder", field="mask_uri"
             )

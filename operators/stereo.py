@@ -20,7 +20,7 @@ HOP_SECONDS = 0.02
 OVERLAP = 4
 # Power of a sine at -150 dBFS, under what 24 bits hold: what neither stem holds stays with the residual.
 FLOOR_POWER = 10 ** (-150 / 10)
-# Frames in memory at a time: 5 s, about 50 MB in all at 48 kHz.
+# Frames in memory at a time: 5 s, under 100 MB in all at 48 kHz.
 FRAMES_PER_PIECE = 256
 
 
@@ -64,7 +64,8 @@ def wiener(
         high = min(low + frames_per_piece, stop)
         # The piece [low, high) * hop of the recording, and what its frames cover on the left and on the right of it.
         begin, end = (low - OVERLAP + 1) * hop - start, (high - 1) * hop + size - start
-        stems = _spectrum(_cut(torch.stack([target, residual]), begin, end, work), window, hop)
+        pair = torch.stack([_cut(stem, begin, end, work) for stem in (target, residual)])
+        stems = _spectrum(pair, window, hop)
         power = stems.real.square() + stems.imag.square()
         gain = power[0] / (power.sum(0) + FLOOR_POWER * window.sum().square() / 4)
         kept = slice(max(low * hop - start, 0), min(high * hop - start, n))

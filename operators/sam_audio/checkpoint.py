@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .codec_layers import fold_weight_norm
 from .config import ConfigError, SAMAudioConfig
-from .sources import CheckpointError, Get, ends, open_files
+from .sources import CheckpointError, Files, open_files
 from .state_files import WEIGHT_NAMES, read_state, weight_files, write_file
 from .vision import is_clip_text_key
 
@@ -33,7 +33,6 @@ M = TypeVar("M", bound=nn.Module)
 
 CONFIG_NAME = "config.json"
 LAYOUT_KEY = "sam_audio_pipeline"  # in config.json: how weights lie where they differ from the released layout
-_END_BYTES = 4 << 20
 
 # Parts a checkpoint may hold that are built (and loaded) elsewhere, if at all.
 _ELSEWHERE = ("text_encoder.", "visual_ranker.", "text_ranker.", "span_predictor.")
@@ -67,11 +66,9 @@ class Layout:
 
     @classmethod
     def of(cls, model: SAMAudio) -> Layout:
-        folded = isinstance(model.audio_codec, nn.Module) and not any(
-            key.endswith(".weight_g") for key in model.audio_codec.state_dict()
-        )
-        has_codec_weights = any(True for _ in model.audio_codec.parameters())
-        return cls(model.transformer.blocks[0].attention.heads_first, folded and has_codec_weights)
+        codec = model.audio_codec.state_dict()  # empty for the band codec, which has nothing to fold
+        folded = bool(codec) and not any(key.endswith(".weight_g") for key in codec)
+        return cls(model.transformer.blocks[0].attention.heads_first, folded)
 
     def arrange(self, model: SAMAudio) -> SAMAudio:
         """Bring a model in the released layout (on any device, meta too) into this one."""
@@ -93,8 +90,8 @@ def read_config(
     """The configuration of a model; `overrides` replace top-level entries of its `config.json`."""
     with open_files(
         name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as get:
-        return _parse_config(get, str(name_or_path), _sam_audio, overrides)[0]
+    ) as files:
+        return _parse_config(files, str(name_or_path), _sam_audio, overrides)[0]
 
 
 def fingerprint(
@@ -105,14 +102,16 @@ def fingerprint(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> str:
-    """Hash that tells checkpoints apart without reading gigabytes: config, size and both ends of the weights."""
+    """Hash that tells checkpoints apart without reading or fetching gigabytes of weights.
+
+    Of configuration and, for folders and URLs, size and both ends of the weights; for the hub, its hash of them.
+    """
     with open_files(
         name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as get:
-        digest = hashlib.sha256(_config_path(get, str(name_or_path)).read_bytes())
-        for file in weight_files(get, str(name_or_path)):
-            found = ends(name_or_path, get, file, _END_BYTES)
-            digest.update(str(found.size).encode() + found.head + found.tail)
+    ) as files:
+        digest = hashlib.sha256(_config_path(files, str(name_or_path)).read_bytes())
+        for file in weight_files(files, str(name_or_path)):
+            digest.update(files.stamp(file))
     return digest.hexdigest()
 
 
@@ -128,8 +127,12 @@ def load(
     local_files_only: bool = False,
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    vision: bool = True,
 ) -> SAMAudio:
-    """A separator in eval mode; as `load_part`. The codec stays in float32 whatever `dtype` is."""
+    """A separator in eval mode; as `load_part`. The codec stays in float32 whatever `dtype` is.
+
+    Without `vision` the weights of the image tower are not read; `build` must leave it out.
+    """
     return load_part(
         name_or_path,
         parse=_sam_audio,
@@ -142,7 +145,7 @@ def load(
         local_files_only=local_files_only,
         strict=strict,
         overrides=overrides,
-        ignored=_ignored,
+        ignored=lambda key: _ignored(key) or (not vision and key.startswith("vision_encoder.")),
         float32=_FLOAT32,
     )
 
@@ -178,9 +181,9 @@ def load_part(
     """
     with open_files(
         name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as get:
-        config = _parse_config(get, str(name_or_path), parse, overrides)
-        state, source = read_state(get, str(name_or_path))
+    ) as files:
+        config = _parse_config(files, str(name_or_path), parse, overrides)
+        state, source = read_state(files, str(name_or_path))
         if rename is not None:
             state = rename(state)
         with torch.device("meta") if strict else nullcontext():
@@ -274,17 +277,17 @@ def _problems(wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> 
     ]
 
 
-def _config_path(get: Get, source: str) -> Path:
+def _config_path(files: Files, source: str) -> Path:
     try:
-        return get(CONFIG_NAME)
+        return files(CONFIG_NAME)
     except FileNotFoundError as error:
         raise CheckpointError(f"model {source!r} holds no {CONFIG_NAME}: {error}") from error
 
 
 def _parse_config(
-    get: Get, source: str, parse: Callable[[dict[str, Any]], C], overrides: Mapping[str, Any] | None
+    files: Files, source: str, parse: Callable[[dict[str, Any]], C], overrides: Mapping[str, Any] | None
 ) -> C:
-    path = _config_path(get, source)
+    path = _config_path(files, source)
     try:
         values = json.loads(path.read_text())
     except ValueError as error:

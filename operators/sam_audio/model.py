@@ -34,17 +34,24 @@ class SAMAudio(nn.Module):
     """The separator. Text encoder, span predictor and rankers are no part of its state dict.
 
     `text_encoder` and `parts` replace those that the configuration names; these are loaded when first used.
+    Without `vision` there is no image tower: the model takes no masked video, and is the same otherwise.
     """
 
     def __init__(
-        self, config: SAMAudioConfig, *, text_encoder: TextEncoder | None = None, parts: Parts | None = None
+        self,
+        config: SAMAudioConfig,
+        *,
+        text_encoder: TextEncoder | None = None,
+        parts: Parts | None = None,
+        vision: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
         dim = config.transformer.dim
         self.audio_codec = _codec(config)
         if config.vision_encoder is not None:
-            self.vision_encoder = VisionEncoder(config.vision_encoder)
+            if vision:
+                self.vision_encoder = VisionEncoder(config.vision_encoder)
             self.align_masked_video = AlignMaskedVideo(config.vision_encoder.dim, dim)
         self.transformer = DiT(config.transformer)
         self.proj = nn.Linear(config.in_channels, dim)
@@ -66,18 +73,23 @@ class SAMAudio(nn.Module):
         local_files_only: bool = False,
         strict: bool = True,
         text_encoder: TextEncoder | None = None,
+        vision: bool = True,
         **overrides: Any,
     ) -> SAMAudio:
         """Load "tiny" (shipped), a local folder, an fsspec URL or a hub name; in eval mode.
 
-        dtype: of all weights but the codec's, float32 by default. `token`, `cache_dir` and `revision` are the hub's.
+        dtype: of all weights but the codec's, float32 by default. vision=False leaves the image tower out (1.2 GB of a
+        released checkpoint in float32). `token`, `cache_dir` and `revision` are the hub's.
         `overrides` replace top-level entries of the configuration, such as `span_predictor`, `text_ranker` and
         `visual_ranker` (None switches one off). Raises CheckpointError.
         """
         return checkpoint.load(
             name_or_path,
             lambda config: cls(
-                config, text_encoder=text_encoder, parts=Parts(config, token=token, cache_dir=cache_dir)
+                config,
+                text_encoder=text_encoder,
+                parts=Parts(config, token=token, cache_dir=cache_dir, local_files_only=local_files_only),
+                vision=vision,
             ),
             device=device,
             dtype=dtype,
@@ -87,6 +99,7 @@ class SAMAudio(nn.Module):
             local_files_only=local_files_only,
             strict=strict,
             overrides=overrides,
+            vision=vision,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -134,8 +147,8 @@ class SAMAudio(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Masked frames [F, 3, H, W] of 0..255 -> features [F, V]."""
-        if self.config.vision_encoder is None:
-            raise ValueError("this model takes no video: its config has no vision_encoder")
+        if not hasattr(self, "vision_encoder"):
+            raise ValueError("this model takes no video: it has no image tower (vision_encoder in its config)")
         features: Tensor = self.vision_encoder([frames.to(self.device)])[0]
         return features
 

@@ -29,10 +29,12 @@ class Parts:
         visual_ranker: Ranker | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> None:
         self._config = config
         self._span_predictor = span_predictor
         self._rankers: dict[str, Ranker | None] = {"text_ranker": text_ranker, "visual_ranker": visual_ranker}
+        self._local_files_only = local_files_only
         self._access: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
 
     def span_predictor(self, device: torch.device) -> PEAFrame:
@@ -45,7 +47,9 @@ class Parts:
                 )
             from .spans import PEAFrame
 
-            self._span_predictor = PEAFrame.from_pretrained(self._config.span_predictor, device=device, **self._access)
+            self._span_predictor = PEAFrame.from_pretrained(
+                self._config.span_predictor, device=device, local_files_only=self._local_files_only, **self._access
+            )
         return self._span_predictor
 
     def ranker(self, name: str, device: torch.device) -> Ranker | None:

@@ -214,7 +214,8 @@ class EnsembleRanker:
 
 
 def _resampled(audio: Tensor, rate: int, wanted: int) -> Tensor:
-    return audio if rate == wanted else torchaudio.functional.resample(audio.float(), rate, wanted)
+    audio = audio.float()
+    return audio if rate == wanted else torchaudio.functional.resample(audio, rate, wanted)
 
 
 def check_candidates(extracted_audio: Sequence[Tensor], others: Sequence[Any]) -> int:

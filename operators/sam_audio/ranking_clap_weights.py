@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def load_clap(
             raise CheckpointError(f"CLAP checkpoint {name!r} does not exist: {error}") from error
         try:
             tokenizer: Tokenizer = _own_tokenizer(get("tokenizer.json"))
-        except FileNotFoundError:
+        except (FileNotFoundError, CheckpointError):  # none there, or nobody to ask: RoBERTa's may be in the cache
             tokenizer = _hub_tokenizer(token, cache_dir)
         model = _build(read(path), config or released_config(), name)
     return model.eval().requires_grad_(False).to(device), tokenizer  # type: ignore[arg-type]
@@ -134,7 +135,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """The state dict of a laion_clap training checkpoint. Nothing in the file is executed."""
     try:
         with torch.serialization.safe_globals(_SCALARS):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: the optimiser's state, most of such a file, is never read. Files of old torch cannot be mapped.
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint that can be read safely ({error}). Fetch it again") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None

@@ -127,8 +127,7 @@ def video_clips(video: Tensor, seconds: float) -> Tensor:
         end = min(max(int((start + CLIP_SECONDS) * per_second) - 1, first), last)
         frames = video[torch.linspace(first, end, FRAMES_PER_CLIP).long().to(video.device)].float().cpu() / 255
         height, width = frames.shape[-2:]
-        scale = SIDE / min(height, width)
-        size = (SIDE, int(width * scale)) if height <= width else (int(height * scale), SIDE)
+        size = (SIDE, int(width / height * SIDE)) if height <= width else (int(height / width * SIDE), SIDE)
         frames = (F.interpolate(frames, size=size, mode="bilinear", align_corners=False) - mean) / std
         crops += [crop.transpose(0, 1) for crop in _three_crops(frames)]
     return torch.stack(crops)

@@ -9,29 +9,30 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 SHIPPED = {"tiny": Path(__file__).parent / "weights"}
-
-# From a file name to its local path; FileNotFoundError for what the model lacks.
-Get = Callable[[str], Path]
+_END_BYTES = 4 << 20
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be loaded: names the file and the key, and says what to do."""
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What tells two large files apart without reading them: size in bytes, and up to `length` bytes of both ends."""
+class Files(Protocol):
+    """The files of one model, by name. Each method raises CheckpointError for what cannot be reached."""
 
-    size: int
-    head: bytes
-    tail: bytes
+    def __call__(self, file: str) -> Path:
+        """The local path of a file, which is fetched if need be; FileNotFoundError for one that the model lacks."""
+
+    def has(self, file: str) -> bool:
+        """Whether the model has such a file; fetches nothing."""
+
+    def stamp(self, file: str) -> bytes:
+        """What tells versions of a large file apart without reading or fetching it."""
 
 
 @contextmanager
@@ -42,13 +43,12 @@ def open_files(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> Iterator[Get]:
-    """A function from file name to local path, for "tiny", a folder, a URL or a hub name.
+) -> Iterator[Files]:
+    """The files of "tiny", a folder, a URL or a hub name: call it with a file's name to get its local path.
 
-    The function raises FileNotFoundError for a file that the model lacks and CheckpointError for one that cannot be
-    had. Files of one model lie in one folder. Those of a URL lie in a temporary folder, which goes with the context
-    (memory mappings stay valid), or in `cache_dir` if that is given. `revision`, `token` and `local_files_only` are
-    the hub's; a revision of anything else is a CheckpointError, as silently loading another one would be worse.
+    Files of one model lie in one folder. Those of a URL lie in a temporary folder, which goes with the context (memory
+    mappings stay valid), or in `cache_dir` if that is given. `revision`, `token` and `local_files_only` are the hub's;
+    a revision of anything else is a CheckpointError, as silently loading another one would be worse.
     """
     name = str(name_or_path)
     folder = SHIPPED.get(name, Path(name).expanduser())
@@ -59,14 +59,14 @@ def open_files(
         if local_files_only and cache_dir is None:
             raise CheckpointError(f"model {name!r}: local_files_only needs cache_dir, which URLs are kept in")
         if cache_dir is not None:
-            yield _remote(name, _url_folder(name, cache_dir), local_files_only)
+            yield _UrlFiles(name, _url_folder(name, cache_dir), local_files_only)
         else:
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as temporary:
-                yield _remote(name, Path(temporary), False)
+                yield _UrlFiles(name, Path(temporary), False)
     elif folder.is_dir():
-        yield _local(folder)
+        yield _FolderFiles(folder)
     elif hub:
-        yield _hub(name, revision, token, cache_dir, local_files_only)
+        yield _HubFiles(name, revision, token, cache_dir, local_files_only)
     else:
         raise CheckpointError(
             f"no model at {name!r}: give {', '.join(map(repr, SHIPPED))}, an existing folder, a URL "
@@ -74,41 +74,30 @@ def open_files(
         )
 
 
-def ends(name_or_path: str | Path, get: Get, file: str, length: int) -> Ends:
-    """Size and both ends of a file; from a URL only those are read. FileNotFoundError as `get`."""
-    name = str(name_or_path)
-    if "://" in name:
-        import fsspec
-
-        filesystem, key = fsspec.core.url_to_fs(f"{name.rstrip('/')}/{file}")
-        try:
-            size = int(filesystem.info(key)["size"])
-            head = filesystem.cat_file(key, start=0, end=min(length, size))
-            return Ends(size, head, filesystem.cat_file(key, start=max(size - length, 0), end=size))
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name}/{file} cannot be read: {error}") from error
-    path = get(file)
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(length)
-        stream.seek(max(size - length, 0))
-        return Ends(size, head, stream.read())
-
-
 def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
-def _local(folder: Path) -> Get:
-    def get(file: str) -> Path:
-        path = folder / file
+class _FolderFiles:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, file: str) -> Path:
+        path = self._folder / file
         if path.is_file():
             return path
         raise FileNotFoundError(f"{path} does not exist")
 
-    return get
+    def has(self, file: str) -> bool:
+        return (self._folder / file).is_file()
+
+    def stamp(self, file: str) -> bytes:
+        path = self(file)
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            head = stream.read(_END_BYTES)
+            stream.seek(max(size - _END_BYTES, 0))
+            return str(size).encode() + head + stream.read()
 
 
 def _url_folder(url: str, cache_dir: str | Path) -> Path:
@@ -117,85 +106,157 @@ def _url_folder(url: str, cache_dir: str | Path) -> Path:
     return folder
 
 
-def _remote(url: str, folder: Path, local_files_only: bool) -> Get:
+class _UrlFiles:
     """Files below `url`, copied into `folder` when asked for, and again when the remote one has changed."""
-    import fsspec
 
-    def get(file: str) -> Path:
-        source, path, stamp = f"{url.rstrip('/')}/{file}", folder / file, folder / f".{file}.version"
-        if local_files_only:
+    def __init__(self, url: str, folder: Path, local_files_only: bool) -> None:
+        import fsspec
+
+        self._url, self._folder, self._offline = url.rstrip("/"), folder, local_files_only
+        if not local_files_only:
+            try:
+                self._filesystem, self._root = fsspec.core.url_to_fs(self._url)
+            except (OSError, ValueError, ImportError) as error:
+                raise CheckpointError(f"{url} cannot be opened: {error}") from error
+
+    def __call__(self, file: str) -> Path:
+        path, stamp = self._folder / file, self._folder / f".{file}.version"
+        if self._offline:
             if path.is_file():
                 return path
-            raise FileNotFoundError(f"{source} is not in {folder}")
+            raise FileNotFoundError(f"{self._url}/{file} is not in {self._folder}")
+        info = self._info(file)
+        if info is None:
+            raise FileNotFoundError(f"{self._url}/{file} does not exist")
+        version = json.dumps([info.get("size"), *(str(info.get(k)) for k in ("ETag", "LastModified", "mtime"))])
+        if path.is_file() and stamp.is_file() and stamp.read_text() == version:
+            return path
         try:
-            filesystem, key = fsspec.core.url_to_fs(source)
-            info = filesystem.info(key)
-            version = json.dumps([info.get("size"), *(str(info.get(k)) for k in ("ETag", "LastModified", "mtime"))])
-            if path.is_file() and stamp.is_file() and stamp.read_text() == version:
-                return path
-            _copy(filesystem, key, path, info.get("size"))
-            stamp.write_text(version)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{source} does not exist") from error
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"{source} cannot be read: {error}") from error
+            self._copy(file, path, info.get("size"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._url}/{file} cannot be read: {error}") from error
+        stamp.write_text(version)
         return path
 
-    return get
+    def has(self, file: str) -> bool:
+        return (self._folder / file).is_file() if self._offline else self._info(file) is not None
 
-
-def _copy(filesystem: Any, key: str, path: Path, size: int | None) -> None:
-    """The whole file or none: it appears under its name in one step, so that no other process loads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        filesystem.get_file(key, str(part))
-        if size is not None and part.stat().st_size != size:
-            raise CheckpointError(f"{key}: {part.stat().st_size} of {size} bytes arrived. Try again")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _hub(
-    name: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Get:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError as error:
-        raise CheckpointError(
-            f"{name!r} is a name on the Hugging Face hub, and huggingface_hub is not installed: "
-            "pip install 'sam-audio-pipeline[hub]', or give a local folder"
-        ) from error
-
-    # The library reads its variables when it is imported; here they hold when a model is loaded.
-    cache_dir = cache_dir or os.environ.get("HF_HUB_CACHE")
-
-    def cached(file: str) -> Any:
-        return huggingface_hub.try_to_load_from_cache(name, file, cache_dir, revision)
-
-    def get(file: str) -> Path:
-        # Known from an earlier visit to be absent at this very commit: no need to ask, or to wait for a hub that is
-        # not there. (config.json comes first, and with it the commit that the revision stands for today.)
-        if cached(file) is huggingface_hub._CACHED_NO_EXIST:
-            raise FileNotFoundError(f"{name!r} on the hub holds no {file}")
+    def stamp(self, file: str) -> bytes:
+        if self._offline:
+            return _FolderFiles(self._folder).stamp(file)
+        info = self._info(file)
+        if info is None:
+            raise FileNotFoundError(f"{self._url}/{file} does not exist")
+        size, key = int(info["size"]), f"{self._root}/{file}"
         try:
+            head = self._filesystem.cat_file(key, start=0, end=min(_END_BYTES, size))
+            tail = self._filesystem.cat_file(key, start=max(size - _END_BYTES, 0), end=size)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._url}/{file} cannot be read: {error}") from error
+        return str(size).encode() + bytes(head) + bytes(tail)
+
+    def _info(self, file: str) -> dict[str, Any] | None:
+        try:
+            return dict(self._filesystem.info(f"{self._root}/{file}"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._url}/{file} cannot be read: {error}") from error
+
+    def _copy(self, file: str, path: Path, size: int | None) -> None:
+        """The whole file or none: it appears under its name in one step, so no other process loads half of it."""
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self._filesystem.get_file(f"{self._root}/{file}", str(part))
+            if size is not None and part.stat().st_size != size:
+                raise CheckpointError(f"{self._url}/{file}: {part.stat().st_size} of {size} bytes came. Try again")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class _HubFiles:
+    """Files of a repository on the hub, in the hub's own cache."""
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        token: str | bool | None,
+        cache_dir: str | Path | None,
+        local_files_only: bool,
+    ) -> None:
+        try:
+            import huggingface_hub
+        except ImportError as error:
+            raise CheckpointError(
+                f"{name!r} is a name on the Hugging Face hub, and huggingface_hub is not installed: "
+                "pip install 'sam-audio-pipeline[hub]', or give a local folder"
+            ) from error
+        self._library = huggingface_hub
+        self._name, self._revision, self._token, self._offline = name, revision, token, local_files_only
+        # The library reads its variables when it is imported; here they hold when a model is loaded.
+        self._cache = cache_dir or os.environ.get("HF_HUB_CACHE")
+        self._endpoint = os.environ.get("HF_ENDPOINT")
+
+    def __call__(self, file: str) -> Path:
+        self._refuse_what_is_known_to_be_absent(file)
+        with self._explained(file):
             return Path(
-                huggingface_hub.hf_hub_download(
-                    name,
+                self._library.hf_hub_download(
+                    self._name,
                     file,
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    endpoint=os.environ.get("HF_ENDPOINT"),
+                    revision=self._revision,
+                    token=self._token,
+                    cache_dir=self._cache,
+                    local_files_only=self._offline,
+                    endpoint=self._endpoint,
                 )
             )
+        raise AssertionError("not reached: what goes wrong is raised")
+
+    def has(self, file: str) -> bool:
+        if isinstance(self._cached(file), str):
+            return True
+        try:
+            self._refuse_what_is_known_to_be_absent(file)
+            self._metadata(file)
+        except FileNotFoundError:
+            return False
+        except CheckpointError as error:
+            if isinstance(error.__cause__, self._library.errors.HfHubHTTPError):
+                raise
+            return False  # no answer: then the model is what an earlier visit left in the cache
+        return True
+
+    def stamp(self, file: str) -> bytes:
+        path = self._cached(file)
+        if isinstance(path, str):  # the cache names its files by the hub's hashes of them
+            return Path(path).resolve().name.encode()
+        return str(self._metadata(file).etag).encode()
+
+    def _cached(self, file: str) -> Any:
+        return self._library.try_to_load_from_cache(self._name, file, self._cache, self._revision)
+
+    def _refuse_what_is_known_to_be_absent(self, file: str) -> None:
+        # An earlier visit found no such file at this very commit: no need to ask, or to wait for a hub that is not
+        # there. (config.json comes first, and with it the commit that the revision stands for today.)
+        if self._cached(file) is self._library._CACHED_NO_EXIST:
+            raise FileNotFoundError(f"{self._name!r} on the hub holds no {file}")
+
+    def _metadata(self, file: str) -> Any:
+        if self._offline:
+            raise FileNotFoundError(f"{file} of {self._name!r} is not in the local cache")
+        with self._explained(file):
+            url = self._library.hf_hub_url(self._name, file, revision=self._revision, endpoint=self._endpoint)
+            return self._library.get_hf_file_metadata(url, token=self._token, endpoint=self._endpoint)
+
+    @contextmanager
+    def _explained(self, file: str) -> Iterator[None]:
+        """The library's errors as ours."""
+        errors, name = self._library.errors, self._name
+        try:
+            yield
         except errors.GatedRepoError as error:
             raise CheckpointError(
                 f"{name!r} is gated: accept its licence on its page, then log in with `hf auth login` or pass token="
@@ -205,17 +266,15 @@ def _hub(
                 f"the hub has no model {name!r} that you may read; check the name, or log in with `hf auth login`"
             ) from error
         except errors.RevisionNotFoundError as error:
-            raise CheckpointError(f"{name!r} has no revision {revision!r}") from error
+            raise CheckpointError(f"{name!r} has no revision {self._revision!r}") from error
         except errors.LocalEntryNotFoundError as error:
-            why = "was not asked (local_files_only)" if local_files_only else "cannot be reached"
+            why = "was not asked (local_files_only)" if self._offline else "cannot be reached"
             missing = f"{file} of {name!r} is not in the local cache and the hub {why}: {error}"
             # Of a model that was fetched before, the names that it lacks are not there either: they are no error.
-            if isinstance(cached("config.json"), str):
+            if isinstance(self._cached("config.json"), str):
                 raise FileNotFoundError(missing) from error
             raise CheckpointError(missing) from error
         except errors.EntryNotFoundError as error:
             raise FileNotFoundError(f"{name!r} on the hub holds no {file}") from error
         except Exception as error:  # whatever the library's HTTP client of the day raises
             raise CheckpointError(f"{file} of {name!r} cannot be fetched: {error}. Try again") from error
-
-    return get

@@ -15,40 +15,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .sources import CheckpointError, Get
+from .sources import CheckpointError, Files
 
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_NAMES = ("model.safetensors", "checkpoint.pt")
 
 
-def weight_files(get: Get, source: str) -> list[str]:
-    """Names of the files that hold a model's weights, the index of shards first. Fetches no weights but the first.
+def weight_files(files: Files, source: str) -> list[str]:
+    """Names of the files that hold a model's weights, of shards after their index. Fetches that index only.
 
     Raises CheckpointError when there are none.
     """
-    reasons = []
-    for name in (INDEX_NAME, *WEIGHT_NAMES):
-        try:
-            path = get(name)
-        except FileNotFoundError as error:
-            reasons.append(str(error))
-            continue
-        return [name, *sorted(set(_index(path).values()))] if name == INDEX_NAME else [name]
+    if files.has(INDEX_NAME):
+        return [INDEX_NAME, *sorted(set(_index(files(INDEX_NAME)).values()))]
+    for name in WEIGHT_NAMES:
+        if files.has(name):
+            return [name]
     names = ", ".join((*WEIGHT_NAMES, INDEX_NAME))
-    raise CheckpointError(f"{source} holds none of {names} ({'; '.join(reasons)})")
+    try:
+        files(WEIGHT_NAMES[0])  # says why not, which may be a hub that cannot be reached
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{source} holds none of {names} ({error})") from error
+    return [WEIGHT_NAMES[0]]  # it has just appeared
 
 
-def read_state(get: Get, source: str) -> tuple[dict[str, Tensor], str]:
+def read_state(files: Files, source: str) -> tuple[dict[str, Tensor], str]:
     """A model's tensors, mapped, and the path to name in errors about them. Raises CheckpointError."""
-    first, *shards = weight_files(get, source)
-    path = get(first)
+    first, *shards = weight_files(files, source)
+    path = files(first)
     if first != INDEX_NAME:
         return dict(read_file(path)), str(path)
     placed = _index(path)
     state: dict[str, Tensor] = {}
     for shard in shards:
         try:
-            part = read_file(get(shard))
+            part = read_file(files(shard))
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} names {shard}, and {error}. Fetch the checkpoint again") from error
         wanted = {key for key, file in placed.items() if file == shard}

@@ -7,7 +7,7 @@ import torch
 from media_files import DEMO
 from torch import Tensor
 
-from operators.frame_transport import pack, unpack
+from operators.frame_transport import PackedFrames, pack, unpack
 from operators.video import masked_frames
 
 
@@ -41,6 +41,13 @@ def test_grouping_at_either_end_changes_nothing() -> None:
     assert [len(group) for group in groups] == [10, 10, 5]
     assert torch.equal(torch.cat(groups), video)
     assert torch.equal(torch.cat(list(unpack(sent, threads=2))), video)
+
+
+def test_packed_frames_can_be_read_again_and_again() -> None:
+    video = moving(5, 28)
+    packed = PackedFrames(pack([video]))
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(packed)), video)
 
 
 def test_strided_frames_arrive_too() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 from golden.loader import load
+from released_layout import write_judge
 from torch import Tensor
 
 from operators.sam_audio.config import ConfigError
+from operators.sam_audio.judge import SAMAudioJudgeModel
 from operators.sam_audio.ranking import (
     EnsembleRanker,
     JudgeRanker,
@@ -97,28 +100,24 @@ def test_judge_gets_its_own_sample_rate() -> None:
     assert judge.mixtures[0].shape == (1_600,)
 
 
-def test_judge_ranker_gives_the_overall_score_of_the_released_judge() -> None:
-    golden = load("judge")
-    from operators.sam_audio.judge import SAMAudioJudgeModel
-    from operators.sam_audio.judge_config import SAMAudioJudgeConfig
-
-    torch.manual_seed(0)
-    config = SAMAudioJudgeConfig.from_dict(golden.config.get("judge", golden.config))
-    model = SAMAudioJudgeModel(config, tokenizer=_one_token).eval()
-    audio = torch.randn(1, 4 * config.audio_codec.hop_length) * 0.1
+def test_judge_is_loaded_at_the_first_call_and_gives_its_overall_score(tmp_path: Path) -> None:
+    ranker = build_ranker({"kind": "judge", "checkpoint_or_model_id": str(tmp_path / "judge")})
+    (tmp_path / "judge").mkdir()
+    write_judge(tmp_path / "judge")
+    judge = SAMAudioJudgeModel.from_pretrained(tmp_path / "judge")
+    audio = torch.randn(1, 4 * judge.audio_codec.hop_length, generator=torch.Generator().manual_seed(0)) * 0.1
     candidates = torch.cat([audio, -audio, torch.zeros_like(audio)])
-    scores = JudgeRanker(judge=model)(
+    assert ranker is not None
+    scores = ranker(
         extracted_audio=[candidates],
         input_audio=[audio.expand(3, -1)],
         descriptions=["dog"],
-        sample_rate=model.sample_rate,
+        videos=None,
+        sample_rate=judge.sample_rate,
     )
-    expected = model.score([audio[0]] * 3, list(candidates), ["dog"] * 3)[:, 0]
+    expected = judge.score([audio[0]] * 3, list(candidates), ["dog"] * 3)[:, 0]
     torch.testing.assert_close(scores, expected[None])
-
-
-def _one_token(texts: list[str], **_: object) -> dict[str, Tensor]:
-    return {"input_ids": torch.ones(len(texts), 1, dtype=torch.long), "attention_mask": torch.ones(len(texts), 1)}
+    assert len(set(scores[0].tolist())) == 3
 
 
 def test_ensemble_is_the_weighted_sum_of_its_members() -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import torchaudio
@@ -177,6 +178,20 @@ def test_switched_off_parts_are_not_fetched(hub: Hub, audio: str) -> None:
         assert_stems(model.separate(batch), 50)
         with pytest.raises(ValueError, match="span_predictor="):
             model.separate(batch, predict_spans=True)
+
+
+def test_everything_from_an_object_store(s3_server: str, audio: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # T5's copy goes there
+    url = f"s3://media/{tmp_path.name}"
+    made = write_released(tmp_path / "released", url=url)
+    fsspec.filesystem("s3").put(f"{tmp_path / 'released'}/", f"{url}/", recursive=True)
+    shutil.rmtree(tmp_path / "released")
+    model = SAMAudio.from_pretrained(f"{url}/{made.sam_audio.name}")
+    batch = SAMAudioProcessor.from_pretrained(f"{url}/{made.sam_audio.name}")(["dog barking"], [audio])
+    with torch.inference_mode():
+        result = model.separate(batch, predict_spans=True, reranking_candidates=2)
+    assert_stems(result, 50)
+    assert result.scores is not None and torch.isfinite(result.scores).all()
 
 
 def test_judge(hub: Hub, loaded: tuple[SAMAudio, SAMAudioProcessor], audio: str, tmp_path: Path) -> None:

@@ -156,6 +156,19 @@ def test_fingerprint_is_the_same_wherever_a_model_lies(url: str, model_folder: P
     assert fingerprint(tmp_path) != fingerprint(model_folder)
 
 
+def test_fingerprint_of_a_hub_model_fetches_no_weights_and_stays_when_they_are_there(hub: Hub, cache: Path) -> None:
+    before = fingerprint(NAME, cache_dir=cache)
+    assert hub.fetched() == ["config.json"]
+    SAMAudio.from_pretrained(NAME, cache_dir=cache)
+    assert fingerprint(NAME, cache_dir=cache) == before
+    assert fingerprint(NAME, cache_dir=cache, local_files_only=True) == before
+    folder = hub.repos[NAME]["main"]
+    model = SAMAudio.from_pretrained(folder)
+    torch.nn.init.zeros_(model.proj.bias)
+    model.save_pretrained(folder)
+    assert fingerprint(NAME, cache_dir=cache / "another") != before
+
+
 def test_files_of_a_model_lie_in_one_folder_and_missing_ones_are_told_apart(url: str, hub: Hub, cache: Path) -> None:
     for name in (url, NAME, str(hub.repos[NAME]["main"])):
         with open_files(name, cache_dir=cache) as get:
