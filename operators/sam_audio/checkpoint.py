@@ -14,14 +14,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from .codec_layers import fold_weight_norm
 from .config import ConfigError, SAMAudioConfig
-from .sources import CheckpointError, Files, open_files
+from .sources import Access, CheckpointError, Files, open_files
 from .state_files import WEIGHT_NAMES, read_state, weight_files, write_file
 from .vision import is_clip_text_key
 
@@ -79,36 +79,25 @@ class Layout:
 
 
 def read_config(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
+    name_or_path: str | Path, *, overrides: Mapping[str, Any] | None = None, **access: Unpack[Access]
 ) -> SAMAudioConfig:
     """The configuration of a model; `overrides` replace top-level entries of its `config.json`."""
-    with open_files(
-        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as files:
+    with open_files(name_or_path, **access) as files:
         return _parse_config(files, str(name_or_path), _sam_audio, overrides)[0]
 
 
-def fingerprint(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> str:
+def read_part_config(name_or_path: str | Path, parse: Callable[[dict[str, Any]], C], **access: Unpack[Access]) -> C:
+    """What `parse` makes of a `config.json`. Raises CheckpointError."""
+    with open_files(name_or_path, **access) as files:
+        return _parse_config(files, str(name_or_path), parse, None)
+
+
+def fingerprint(name_or_path: str | Path, **access: Unpack[Access]) -> str:
     """Hash that tells checkpoints apart without reading or fetching gigabytes of weights.
 
     Of configuration and, for folders and URLs, size and both ends of the weights; for the hub, its hash of them.
     """
-    with open_files(
-        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as files:
+    with open_files(name_or_path, **access) as files:
         digest = hashlib.sha256(_config_path(files, str(name_or_path)).read_bytes())
         for file in weight_files(files, str(name_or_path)):
             digest.update(files.stamp(file))
@@ -121,13 +110,10 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
     vision: bool = True,
+    **access: Unpack[Access],
 ) -> SAMAudio:
     """A separator in eval mode; as `load_part`. The codec stays in float32 whatever `dtype` is.
 
@@ -139,14 +125,11 @@ def load(
         build=lambda parsed: parsed[1].arrange(build(parsed[0])),
         device=device,
         dtype=dtype,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
         strict=strict,
         overrides=overrides,
         ignored=lambda key: _ignored(key) or (not vision and key.startswith("vision_encoder.")),
         float32=_FLOAT32,
+        **access,
     )
 
 
@@ -157,15 +140,12 @@ def load_part(
     build: Callable[[C], M],
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ignored: Callable[[str], bool] | None = None,
     float32: tuple[str, ...] = (),
+    **access: Unpack[Access],
 ) -> M:
     """Build a module without memory for its weights, then give it the checkpoint's, one by one; in eval mode.
 
@@ -174,14 +154,12 @@ def load_part(
     dtype: of floating-point weights, float32 by default; keys that start with one of `float32` stay in that.
     rename: from the checkpoint's tensors (mapped, not read) to the module's names. ignored: keys that are not kept.
     strict=False loads what fits, leaves the rest as `build` made it and says so in a warning.
-    token, revision, cache_dir, local_files_only: see `open_files`.
+    access: revision, token, cache_dir, local_files_only; see `open_files`.
 
     Raises CheckpointError when the checkpoint is missing, truncated, or holds other keys or shapes than the
     configuration says.
     """
-    with open_files(
-        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    ) as files:
+    with open_files(name_or_path, **access) as files:
         config = _parse_config(files, str(name_or_path), parse, overrides)
         state, source = read_state(files, str(name_or_path))
         if rename is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from .judge_config import SAMAudioJudgeConfig, default_revision
 from .judge_processor import JudgeBatch, SAMAudioJudgeProcessor, whole_frames
 from .modern_bert import Descriptions, build_text_model, is_unused_text_key, load_tokenizer
 from .pe_av import PEAVTransformer
+from .sources import Access
 from .text import Tokenizer
 
 __all__ = [
@@ -90,21 +91,13 @@ class SAMAudioJudgeModel(nn.Module):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        **access: Unpack[Access],
     ) -> SAMAudioJudgeModel:
         """Load "facebook/sam-audio-judge" (at revision "sam_audio"), another hub name, a folder or a URL; eval mode.
 
         dtype: of all weights but the codec's and the scale of the scores. Raises CheckpointError.
         """
-        access: dict[str, Any] = {
-            "revision": default_revision(name_or_path, revision),
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
+        access["revision"] = default_revision(name_or_path, access.get("revision"))
         layer: list[int | None] = []
 
         def parse(values: dict[str, Any]) -> SAMAudioJudgeConfig:

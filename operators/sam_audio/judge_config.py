@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from .checkpoint import read_part_config
 from .config import ConfigError, DACVAEConfig
 from .pe_av import PEAVConfig
-from .sources import CheckpointError, open_files
+from .sources import Access
 
 # The hub's default revision of this repository has another layout; this one is what the reference reads.
 REVISIONS = {"facebook/sam-audio-judge": "sam_audio"}
@@ -56,25 +56,6 @@ def default_revision(name_or_path: str | Path, revision: str | None) -> str | No
     return revision
 
 
-def read_config(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> SAMAudioJudgeConfig:
+def read_config(name_or_path: str | Path, **access: Unpack[Access]) -> SAMAudioJudgeConfig:
     """The configuration of a judge, without its weights. Raises CheckpointError."""
-    source = open_files(
-        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    )
-    with source as get:
-        try:
-            values = json.loads(get("config.json").read_text())
-            if not isinstance(values, dict):
-                raise ValueError(f"it holds a {type(values).__name__}, not an object")
-            return SAMAudioJudgeConfig.from_dict(values)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"judge {str(name_or_path)!r} holds no config.json") from error
-        except ValueError as error:  # also ConfigError
-            raise CheckpointError(f"config.json of judge {str(name_or_path)!r} cannot be used: {error}") from error
+    return read_part_config(name_or_path, SAMAudioJudgeConfig.from_dict, **access)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from .judge_config import default_revision, read_config
 from .modern_bert import load_tokenizer, tokenize
 from .processor import SAMAudioProcessor
+from .sources import Access
 from .text import Tokenizer
 
 Audio = str | Path | Tensor
@@ -38,22 +39,9 @@ class SAMAudioJudgeProcessor:
         self._files = SAMAudioProcessor(audio_hop_length, audio_sampling_rate)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-    ) -> SAMAudioJudgeProcessor:
+    def from_pretrained(cls, name_or_path: str | Path, **access: Unpack[Access]) -> SAMAudioJudgeProcessor:
         """The processor of a judge: reads its `config.json` and tokenizer. As `SAMAudioJudgeModel.from_pretrained`."""
-        access: dict[str, Any] = {
-            "revision": default_revision(name_or_path, revision),
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
+        access["revision"] = default_revision(name_or_path, access.get("revision"))
         codec = read_config(name_or_path, **access).audio_codec
         return cls(codec.hop_length, codec.sample_rate, load_tokenizer(name_or_path, **access))
 

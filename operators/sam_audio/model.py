@@ -23,6 +23,7 @@ from .dit import DiT, sinusoid
 from .parts import Parts
 from .processor import Batch
 from .separation import SeparationResult
+from .sources import Access
 from .vision import VisionEncoder
 
 if TYPE_CHECKING:
@@ -83,23 +84,22 @@ class SAMAudio(nn.Module):
         `overrides` replace top-level entries of the configuration, such as `span_predictor`, `text_ranker` and
         `visual_ranker` (None switches one off). Raises CheckpointError.
         """
+        # Revisions are of one repository: the parts have their own.
+        others: Access = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        access: Access = {"revision": revision, **others}
+
+        def build(config: SAMAudioConfig) -> SAMAudio:
+            return cls(config, text_encoder=text_encoder, parts=Parts(config, **others), vision=vision)
+
         return checkpoint.load(
             name_or_path,
-            lambda config: cls(
-                config,
-                text_encoder=text_encoder,
-                parts=Parts(config, token=token, cache_dir=cache_dir, local_files_only=local_files_only),
-                vision=vision,
-            ),
+            build,
             device=device,
             dtype=dtype,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
             strict=strict,
             overrides=overrides,
             vision=vision,
+            **access,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:

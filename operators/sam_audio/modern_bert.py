@@ -13,13 +13,13 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from .config import ConfigError
-from .sources import CheckpointError, open_files
+from .sources import Access, CheckpointError, open_files
 from .text import Tokenizer
 
 if TYPE_CHECKING:
@@ -154,22 +154,12 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokens:
     return encoded["input_ids"], encoded["attention_mask"]
 
 
-def load_tokenizer(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, **access: Unpack[Access]) -> Tokenizer:
     """The tokenizer beside a checkpoint (`tokenizer.json` and its settings). CheckpointError where there is none."""
     from transformers import PreTrainedTokenizerFast
 
-    source = open_files(
-        name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-    )
     # Copied to a folder that holds nothing else: the checkpoint's config.json means nothing to a tokenizer.
-    with source as get, tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
+    with open_files(name_or_path, **access) as get, tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
         for file in _TOKENIZER_FILES:
             try:
                 shutil.copyfile(get(file), Path(folder) / file)

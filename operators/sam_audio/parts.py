@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
 from .config import SAMAudioConfig
+from .sources import Access
 
 if TYPE_CHECKING:
     from .ranking import Ranker
@@ -27,15 +27,12 @@ class Parts:
         span_predictor: PEAFrame | None = None,
         text_ranker: Ranker | None = None,
         visual_ranker: Ranker | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        **access: Unpack[Access],
     ) -> None:
         self._config = config
         self._span_predictor = span_predictor
         self._rankers: dict[str, Ranker | None] = {"text_ranker": text_ranker, "visual_ranker": visual_ranker}
-        self._local_files_only = local_files_only
-        self._access: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+        self._access = access
 
     def span_predictor(self, device: torch.device) -> PEAFrame:
         """ValueError when the configuration names none."""
@@ -47,9 +44,7 @@ class Parts:
                 )
             from .spans import PEAFrame
 
-            self._span_predictor = PEAFrame.from_pretrained(
-                self._config.span_predictor, device=device, local_files_only=self._local_files_only, **self._access
-            )
+            self._span_predictor = PEAFrame.from_pretrained(self._config.span_predictor, device=device, **self._access)
         return self._span_predictor
 
     def ranker(self, name: str, device: torch.device) -> Ranker | None:
@@ -57,5 +52,10 @@ class Parts:
         if self._rankers[name] is None:
             from .ranking import build_ranker
 
-            self._rankers[name] = build_ranker(getattr(self._config, name), device=device, **self._access)
+            self._rankers[name] = build_ranker(
+                getattr(self._config, name),
+                device=device,
+                token=self._access.get("token"),
+                cache_dir=self._access.get("cache_dir"),
+            )
         return self._rankers[name]

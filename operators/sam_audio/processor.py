@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torchaudio.functional
@@ -18,6 +18,7 @@ from .anchors import Anchor, align_batch
 from .checkpoint import read_config
 from .config import SAMAudioConfig
 from .frames import read_all, read_frames
+from .sources import Access
 from .vision import mask_videos, sample_frames
 
 
@@ -64,21 +65,9 @@ class SAMAudioProcessor:
         return cls(config.audio_codec.hop_length, config.audio_codec.sample_rate)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-    ) -> SAMAudioProcessor:
+    def from_pretrained(cls, name_or_path: str | Path, **access: Unpack[Access]) -> SAMAudioProcessor:
         """The processor of a model; reads its `config.json` only. Arguments, errors as `SAMAudio.from_pretrained`."""
-        return cls.from_config(
-            read_config(
-                name_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
-            )
-        )
+        return cls.from_config(read_config(name_or_path, **access))
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 SHIPPED = {"tiny": Path(__file__).parent / "weights"}
 _END_BYTES = 4 << 20
@@ -35,21 +35,25 @@ class Files(Protocol):
         """What tells versions of a large file apart without reading or fetching it."""
 
 
+class Access(TypedDict, total=False):
+    """How files are reached; names and meaning are huggingface_hub's."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
 @contextmanager
-def open_files(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Iterator[Files]:
+def open_files(name_or_path: str | Path, **access: Unpack[Access]) -> Iterator[Files]:
     """The files of "tiny", a folder, a URL or a hub name: call it with a file's name to get its local path.
 
     Files of one model lie in one folder. Those of a URL lie in a temporary folder, which goes with the context (memory
     mappings stay valid), or in `cache_dir` if that is given. `revision`, `token` and `local_files_only` are the hub's;
     a revision of anything else is a CheckpointError, as silently loading another one would be worse.
     """
+    revision, cache_dir = access.get("revision"), access.get("cache_dir")
+    local_files_only = access.get("local_files_only", False)
     name = str(name_or_path)
     folder = SHIPPED.get(name, Path(name).expanduser())
     hub = "://" not in name and not folder.is_dir() and _is_hub_name(name)
@@ -66,7 +70,7 @@ def open_files(
     elif folder.is_dir():
         yield _FolderFiles(folder)
     elif hub:
-        yield _HubFiles(name, revision, token, cache_dir, local_files_only)
+        yield _HubFiles(name, revision, access.get("token"), cache_dir, local_files_only)
     else:
         raise CheckpointError(
             f"no model at {name!r}: give {', '.join(map(repr, SHIPPED))}, an existing folder, a URL "

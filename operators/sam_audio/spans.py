@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from . import checkpoint
 from .anchors import seconds_of_frame
 from .modern_bert import Descriptions, Tokens, build_text_model, is_unused_text_key, load_tokenizer
 from .pe_av import PEAVConfig, PEAVTransformer
+from .sources import Access
 from .text import Tokenizer
 
 THRESHOLD = 0.3
@@ -132,10 +133,7 @@ class PEAFrame(nn.Module):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        **access: Unpack[Access],
     ) -> PEAFrame:
         """Load from "pe-a-frame-small|base|large", a hub name, a folder or a URL; in eval mode.
 
@@ -144,13 +142,7 @@ class PEAFrame(nn.Module):
         """
         name = str(name_or_path)
         if name in _SHORT_NAMES and not Path(name).is_dir():
-            name, revision = _SHORT_NAMES[name], revision or _REVISION
-        access: dict[str, Any] = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-        }
+            name, access["revision"] = _SHORT_NAMES[name], access.get("revision") or _REVISION
         layer: list[int | None] = []
 
         def parse(values: dict[str, Any]) -> PEAFrameConfig:
