@@ -7,12 +7,14 @@ DATA ?= out/training-data
 MINUTES ?= 90
 MEDIA ?= out/demo/media
 LAKE ?= out/demo/lake
+MODEL ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format train-tiny eval-tiny bench-media bench-pipeline clean
+.PHONY: help setup demo test lint format train-tiny eval-tiny bench-media bench-pipeline bench-candidates \
+	fuzz faults verify-checkpoint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## virtual environment, packages, FFmpeg's libraries
 
@@ -53,6 +55,19 @@ bench-media: $(STAMP) ## range decoding against whole-file decoding, per format
 
 bench-pipeline: $(STAMP) ## x real time and peak memory of the whole job on 12 minutes and 3 hours
 	@$(BIN)/python tests/bench/bench_pipeline.py
+
+bench-candidates: $(STAMP) ## CPU time and peak memory of one separation with 1 and 8 candidates, and with skipped windows
+	@$(BIN)/python tests/bench/bench_candidates.py
+
+fuzz: $(STAMP) ## over 2,000 hostile files, masks and manifests; goes on where it was interrupted (out/fuzz)
+	@$(BIN)/python -m pytest -q -s -m fuzz --timeout 7200 tests/fuzz
+
+faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table, out/faults.json
+	@rm -f out/faults.json
+	@$(BIN)/python -m pytest -q -s -m faults --timeout 1500 tests/faults
+
+verify-checkpoint: $(STAMP) ## check the answers of MODEL=facebook/sam-audio-large (or a folder, a URL) on the demo clip
+	@$(BIN)/python jobs/verify_checkpoint.py $(MODEL)
 
 clean: ## remove what the targets wrote (not the virtual environment)
 	@rm -rf out

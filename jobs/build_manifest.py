@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from operators.errors import AssetError
-from operators.media import probe
+from operators.sandbox import Limits
+from pipeline.decode import BYTES_PER_SECOND, probe_media
 from pipeline.filesystems import StorageError, filesystem, is_storage_problem, short
 from pipeline.schema import MANIFEST_SCHEMA, ManifestRow, to_table
-from pipeline.storage import Store, media_errors
+from pipeline.storage import Store
 from pipeline.uris import Location, locate, redact
 
 SIDECARS = {
@@ -69,8 +70,8 @@ def describe(store: Store, asset_id: str, uri: str) -> ManifestRow:
     try:
         stat = store.stat_media(uri)
         known = {"size_bytes": stat.size_bytes, "etag": stat.etag}
-        with media_errors(uri), store.open_media(uri) as file:
-            info = probe(file, asset_id)
+        seconds = Limits().seconds + stat.size_bytes / BYTES_PER_SECOND
+        info = probe_media(store, uri, Limits(seconds=seconds), asset_id)
     except AssetError as error:
         return ManifestRow.from_record({"asset_id": asset_id, "uri": uri, **known, "probe_error": str(error)})
     return ManifestRow.from_record({"asset_id": asset_id, "uri": uri, **known, **vars(info)})

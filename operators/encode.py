@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,9 @@ class StemWriter:
         self._clipped = 0
         self._peak = 0.0
         self._quantiser = Quantiser(depth, dither_seed) if depth in (16, 24) else None
-        self._sink: _FFmpegSink | soundfile.SoundFile
+        self._sink: _FFmpegSink | _FLACSink
         if format == "flac":
-            self._sink = soundfile.SoundFile(self.path, "w", sample_rate, channels, f"PCM_{depth}", format="FLAC")
+            self._sink = _FLACSink(self.path, sample_rate, channels, f"PCM_{depth}")
         elif format == "wav":
             codec = {16: "pcm_s16le", 24: "pcm_s24le", 32: "pcm_f32le"}[depth or 32]
             # `rf64=auto`: a plain WAV header unless the file passes 4 GiB (four hours of stereo at 24 bit).
@@ -158,6 +159,52 @@ class Quantiser:
             steps += np.where(samples == 0, np.float32(0), uniform[..., 0] - uniform[..., 1])
         steps = np.clip(np.rint(steps), -self._scale, self._scale - 1)
         return np.ascontiguousarray(steps.astype(np.int32) << self._shift)
+
+
+class _FLACSink:
+    """A FLAC file by libsndfile, which does not say what the disk said, and at the end of a file not even that it
+    failed: so the disk is written to here. `write` and `close` raise the disk's OSError."""
+
+    def __init__(self, path: Path, sample_rate: int, channels: int, subtype: str) -> None:
+        self._disk = _Disk(path)
+        with self._disk.errors():
+            self._sound = soundfile.SoundFile(self._disk, "w", sample_rate, channels, subtype, format="FLAC")
+
+    def write(self, samples: np.ndarray) -> None:
+        with self._disk.errors():
+            self._sound.write(samples)
+
+    def close(self) -> None:
+        with self._disk.file, self._disk.errors():
+            self._sound.close()
+
+
+class _Disk:
+    """What libsndfile takes for a file; keeps the first error, which cannot pass through its C code."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = file = path.open("w+b", buffering=0)  # a buffer would fail when it is moved away from, too
+        self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        written = 0
+        try:
+            while written < len(data):
+                written += self.file.write(data[written:])
+        except OSError as error:
+            self._error = self._error or error
+        return written
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError):  # soundfile asserts that all samples were taken
+            if self._error is None:
+                raise
+        if self._error is not None:
+            raise self._error
 
 
 class _FFmpegSink:

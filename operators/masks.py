@@ -6,11 +6,14 @@ as a stream, a video from the nearest key frame on.
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tokenize import TokenError
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -27,6 +30,8 @@ FIELD = "mask_uri"
 # A mask that ends this much before a picture that needs it is a mask of something else.
 END_TOLERANCE_SECONDS = 1.0
 MAX_MASK_PIXELS = 64_000_000
+MAX_MASKS = 10_000_000  # 46 hours at 60 a second
+MAX_HEADER_BYTES = 1 << 16
 # Codecs leave traces around the edges of black and white areas; both sides of this are far from it.
 VIDEO_THRESHOLD = 128
 
@@ -99,11 +104,13 @@ class _ArrayMasks:
         self._rows_begin = file.tell()
         if len(shape) == 4 and shape[1] == 1:
             shape = (shape[0], *shape[2:])
-        if len(shape) != 3 or 0 in shape or fortran or self._dtype.kind not in "bui":
+        if len(shape) != 3 or min(shape) < 1 or fortran or self._dtype.kind not in "bui":
             kind = f"{self._dtype} {list(shape)}" + (" in Fortran order" if fortran else "")
             raise _bad(name, f"its masks are {kind}, not bool or integer [frames, height, width]")
         if shape[1] * shape[2] > MAX_MASK_PIXELS:
             raise _bad(name, f"a mask of {shape[2]} x {shape[1]} pixels is too large")
+        if shape[0] > MAX_MASKS:
+            raise _bad(name, f"{shape[0]:,} masks are too many")
         if times is None:
             if video_seconds <= 0:
                 raise _bad(name, "it has no timestamps_seconds, and the video does not say how long it is")
@@ -140,7 +147,7 @@ def _time_stamps(archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
         return None
     with _member(archive, "timestamps_seconds", name) as file:
         shape, _, dtype = _header(file, name)
-        if len(shape) != 1 or dtype.kind not in "fiu":
+        if len(shape) != 1 or not 1 <= shape[0] <= MAX_MASKS or dtype.kind not in "fiu":
             raise _bad(name, f"its timestamps_seconds are {dtype} {list(shape)}, not one number a mask")
         times = np.frombuffer(file.read(shape[0] * dtype.itemsize), dtype).astype(np.float64)
     if times.shape != shape or not np.isfinite(times).all() or (np.diff(times) < 0).any():
@@ -158,10 +165,13 @@ def _member(archive: zipfile.ZipFile, key: str, name: str) -> BinaryIO:
 def _header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except ValueError as error:
-        raise _bad(name, f"its array header is damaged ({error})") from error
+        # Never more than a header that is one: NumPy would read as much as the length says, up to 4 GiB.
+        begin = file.read(2 if version == (1, 0) else 4)
+        text = file.read(min(int.from_bytes(begin, "little"), MAX_HEADER_BYTES))
+        head = io.BytesIO(begin + text)
+        shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(head)
+    except (ValueError, SyntaxError, TokenError, RecursionError, MemoryError) as error:  # its parser on nonsense
+        raise _bad(name, f"its array header is damaged ({str(error)[:200]})") from error
     return shape, fortran, dtype
 
 
@@ -169,7 +179,12 @@ def _header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bool, np.dtype]
 def _archive_readable(name: str) -> Iterator[None]:
     try:
         with readable(name, FIELD):
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                raise _bad(name, "its archive points to a place before its beginning") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise _bad(name, f"its archive is damaged ({error})") from error
 

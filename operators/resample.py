@@ -15,21 +15,14 @@ import numpy as np
 import torch
 import torchaudio.functional
 
-ZERO_CROSSINGS = 6
-ROLLOFF = 0.99
+from operators.rates import ROLLOFF, ZERO_CROSSINGS, kernel_width, ratio, source_range
+
+__all__ = ["StreamResampler", "polyphase", "resample_in_pieces", "resample_range", "source_range"]
+
 # torchaudio stores one full row of `orig` taps a phase: gigabytes for two rates without a common divisor.
 MAX_DENSE_TAPS = 1 << 23
 OUTPUTS_PER_PIECE = 1 << 16
-
-
-def source_range(start: int, stop: int | None, rate_in: int, rate_out: int) -> tuple[int, int | None]:
-    """Input samples [first, last) that `resample_range` needs for the output samples [start, stop)."""
-    if rate_in == rate_out:
-        return start, stop
-    orig, new = _ratio(rate_in, rate_out)
-    margin = math.ceil(_width(orig, new) / orig) * orig
-    first = max(0, start // new * orig - margin)
-    return first, None if stop is None else -(-stop // new) * orig + margin
+PIECE_VALUES = 1 << 26  # 256 MiB of float32
 
 
 def resample_range(
@@ -42,15 +35,39 @@ def resample_range(
     """
     if rate_in == rate_out:
         return samples
-    orig, new = _ratio(rate_in, rate_out)
+    orig, new = ratio(rate_in, rate_out)
     offset = first // orig * new
     if samples.shape[1] == 0:
         return np.zeros((samples.shape[0], 0), np.float32)
-    if new * (orig + 2 * _width(orig, new)) <= MAX_DENSE_TAPS:
+    if new * (orig + 2 * kernel_width(orig, new)) <= MAX_DENSE_TAPS:
         whole = torchaudio.functional.resample(torch.from_numpy(samples), rate_in, rate_out).numpy()
     else:
         whole = _resample_sparse(samples, orig, new)
     return np.ascontiguousarray(whole[:, start - offset : None if stop is None else stop - offset])
+
+
+def resample_in_pieces(
+    samples: np.ndarray,
+    first: int,
+    start: int,
+    stop: int | None,
+    rate_in: int,
+    rate_out: int,
+    values: int = PIECE_VALUES,
+) -> np.ndarray:
+    """`resample_range`, so many input values at a time: the filter's copies of a long part would fill a machine."""
+    if rate_in == rate_out or samples.size <= values:
+        return resample_range(samples, first, start, stop, rate_in, rate_out)
+    end = -(-(first + samples.shape[1]) * rate_out // rate_in)
+    end = end if stop is None else min(stop, end)
+    step = max(1, values // samples.shape[0] * rate_out // rate_in)
+    pieces = []
+    for begin in range(start, max(end, start + 1), step):
+        until = min(begin + step, end)
+        low, high = source_range(begin, until, rate_in, rate_out)
+        part = samples[:, low - first : None if high is None else high - first]
+        pieces.append(resample_range(part, low, begin, until, rate_in, rate_out))
+    return np.concatenate(pieces, axis=1)
 
 
 class StreamResampler:
@@ -63,7 +80,7 @@ class StreamResampler:
 
     def __init__(self, rate_in: int, rate_out: int) -> None:
         self._rates = rate_in, rate_out
-        self._orig, self._new = _ratio(rate_in, rate_out)
+        self._orig, self._new = ratio(rate_in, rate_out)
         self._held: np.ndarray | None = None  # [channels, n], the input from `_first` on
         self._first = 0
         self._done = 0  # output samples given out
@@ -73,7 +90,7 @@ class StreamResampler:
         if self._orig == self._new:
             return samples
         self._held = samples if self._held is None else np.concatenate([self._held, samples], axis=1)
-        margin = math.ceil(_width(self._orig, self._new) / self._orig) * self._orig
+        margin = math.ceil(kernel_width(self._orig, self._new) / self._orig) * self._orig
         blocks = (self._first + self._held.shape[1] - margin) // self._orig
         start, stop = self._done, blocks * self._new
         if stop <= start:
@@ -104,19 +121,10 @@ def polyphase(factor: int) -> tuple[int, np.ndarray]:
     return side, weights[:, : 2 * side + 1]
 
 
-def _ratio(rate_in: int, rate_out: int) -> tuple[int, int]:
-    divisor = math.gcd(rate_in, rate_out)
-    return rate_in // divisor, rate_out // divisor
-
-
-def _width(orig: int, new: int) -> int:
-    return math.ceil(ZERO_CROSSINGS * orig / (min(orig, new) * ROLLOFF))
-
-
 @lru_cache(maxsize=4)
 def _sparse_kernel(orig: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """The taps that are not zero, for each of the `new` phases: (first input index `[new]`, weights `[new, taps]`)."""
-    width = _width(orig, new)
+    width = kernel_width(orig, new)
     base = min(orig, new) * ROLLOFF
     phase = np.arange(new)
     first = phase * orig // new - width
@@ -129,7 +137,7 @@ def _sparse_kernel(orig: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 def _resample_sparse(samples: np.ndarray, orig: int, new: int) -> np.ndarray:
     """Same sums as torchaudio's for `samples` `[channels, n]`, without its zeros."""
     first, weights = _sparse_kernel(orig, new)
-    width = _width(orig, new)
+    width = kernel_width(orig, new)
     total = -(-samples.shape[1] * new // orig)
     padded = np.pad(samples, ((0, 0), (width, width + 2)))
     out = np.empty((samples.shape[0], total), np.float32)

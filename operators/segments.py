@@ -15,7 +15,7 @@ import numpy as np
 FADE_FRAMES = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Core [core_start, core_end) and read range [start, end), in frames of the recording."""
 

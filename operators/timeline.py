@@ -248,4 +248,11 @@ def _fill(
 
 
 def _joined(source: AudioSource, pieces: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(pieces, axis=1) if pieces else np.zeros((source.channels, 0), np.float32)
+    """The pieces as one, channel after channel in memory; each is let go as soon as it is copied."""
+    out = np.empty((source.channels, sum(piece.shape[1] for piece in pieces)), np.float32)
+    position = out.shape[1]
+    while pieces:
+        piece = pieces.pop()
+        out[:, position - piece.shape[1] : position] = piece
+        position -= piece.shape[1]
+    return out

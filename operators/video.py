@@ -85,7 +85,8 @@ def _stretched(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [h, w] as [1, 1, height, width], each pixel taking its nearest."""
     rows = torch.arange(height) * mask.shape[0] // height
     columns = torch.arange(width) * mask.shape[1] // width
-    return mask[rows][:, columns][None, None]
+    # Columns first: there are fewer rows to stretch while the mask is small, and whole rows are then copied at once.
+    return mask.index_select(1, columns).index_select(0, rows)[None, None]
 
 
 def _sound_begins(source: VideoSource) -> float:

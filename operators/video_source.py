@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -38,11 +39,16 @@ class VideoSource:
     container: InputContainer
     stream: VideoStream
 
-    @property
+    @cached_property
     def begins(self) -> float:
-        """Seconds on the container's clock at which the first picture is shown."""
-        start, unit = self.stream.start_time, self.stream.time_base
-        return float(start * unit) if start and unit else 0.0
+        """Seconds on the container's clock at which the first picture is shown. Raises as `pictures_from`.
+
+        Decoded, not read from the header: AVI states the time of the first packet, which is not shown first.
+        """
+        with readable(self.name, self.field):
+            self._rewind()
+            first = next(pictures(self.container, self.stream), None)
+        return 0.0 if first is None else first[0]
 
     @property
     def seconds(self) -> float:
@@ -75,8 +81,11 @@ class VideoSource:
                     yield first
                     yield from found
                     return
-            self.container.seek(min(0, self.container.start_time or 0))
+            self._rewind()
             yield from pictures(self.container, self.stream)
+
+    def _rewind(self) -> None:
+        self.container.seek(min(0, self.container.start_time or 0))
 
     def _seek(self, seconds: float) -> bool:
         """To the last key frame before `seconds`; False when the file's index knows none."""

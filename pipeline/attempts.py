@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operators.errors import AssetError
 from pipeline.keys import attempt_key, attempts_prefix
+from pipeline.metrics import count
 from pipeline.plan import Item
 from pipeline.storage import Store
 
@@ -31,6 +32,8 @@ class Attempts:
 
     def __enter__(self) -> Attempts:
         self.check()
+        if self.earlier:
+            count("retries_total", stage=self.stage)
         self.note = attempt_key(self.item.item_id, self.segment, self.stage)
         self.store.write_bytes(self.note, b"")
         return self

@@ -189,11 +189,72 @@ class JobConfig(BaseSettings):
         ge=1,
         description="Tries of an item that kills its worker, over all runs; then it is recorded as failed",
     )
+    decode_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        description="Seconds that reading one segment may take, and one more for each MiB of the file; then its "
+        "process is ended and the item recorded as failed",
+    )
+    decode_memory_gb: float = Field(
+        default=4.0, ge=0.5, description="Memory that reading one segment may take, GiB; beyond it the item fails"
+    )
+    stall_seconds: float = Field(
+        default=600.0,
+        ge=10,
+        description="When nothing at all gets done for so long (a lost machine without a replacement can leave Ray "
+        "waiting), the run gives up with exit code 1; run it again. Longer than a model's start and a batch take",
+    )
     limit: int | None = Field(default=None, ge=1, description="Only the first N rows of the manifest")
     dry_run: bool = Field(default=False, description="Say what would be done, and do nothing")
     commit_every_rows: int = Field(default=200, ge=1, description="Result rows of one table commit, at most")
     commit_every_seconds: float = Field(default=10.0, gt=0, description="Seconds between table commits, at most")
     progress: bool = Field(default=True, description="Print progress while the run goes on")
+
+    # Of jobs/archive_reprocess.py and jobs/plan.py: here, so that one file of settings serves every job.
+    stale: Literal["none", "older-than-model", "older-than-config"] = Field(
+        default="none",
+        description="What archive_reprocess makes again beside what is new, changed or to be retried: stems of another "
+        "version of the model, or of any other settings or model",
+    )
+    superseded: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="What archive_reprocess does with earlier stems of a prompt once newer ones are committed. drop: "
+        "takes them out of the table; jobs/collect_garbage.py deletes the files later",
+    )
+    retry_causes: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(
+            "access_denied",
+            "decoder_hung",
+            "disk_full",
+            "internal_error",
+            "not_found",
+            "source_changed",
+            "storage_error",
+        ),
+        description="Causes of failure that may go away by themselves: archive_reprocess tries these items again",
+    )
+    retry_limit: int = Field(
+        default=3, ge=1, description="Runs that may fail on an item before archive_reprocess leaves it alone"
+    )
+    trust_manifest: bool = Field(
+        default=False, description="archive_reprocess: do not ask the store whether media changed since the listing"
+    )
+    lease: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the lease that archive_reprocess holds, so that overlapping schedules do not work twice. "
+        "Default: one a job and manifest",
+    )
+    lease_seconds: float = Field(
+        default=60.0, gt=0, le=3600, description="How long a killed archive_reprocess keeps the next one out"
+    )
+    price_per_gpu_hour: float | None = Field(
+        default=None, ge=0, description="What an hour of one GPU (or, without one, of one machine) costs: for plan.py"
+    )
+    currency: str = Field(default="USD", description="Currency of the price")
+    audio_hours_per_gpu_hour: float | None = Field(
+        default=None, gt=0, description="Measured throughput, for plan.py. Default: that of the lake's finished runs"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -211,7 +272,7 @@ class JobConfig(BaseSettings):
     def _parse_prompts(cls, value: Any) -> tuple[Prompt, ...]:
         return parse_prompts(value)
 
-    @field_validator("descriptions", "allowed_read_prefixes", mode="before")
+    @field_validator("descriptions", "allowed_read_prefixes", "retry_causes", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):  # as it is from a command line; commas belong to the text
@@ -381,7 +442,7 @@ def _parser(defaults: Mapping[str, Any], prog: str | None, description: str | No
             text += " (required)"
         if info.annotation is bool:
             parser.add_argument(*options, help=text, action=argparse.BooleanOptionalAction)
-        elif name in ("descriptions", "prompts", "allowed_read_prefixes"):
+        elif name in ("descriptions", "prompts", "allowed_read_prefixes", "retry_causes"):
             options.append(options[0].removesuffix("es") if name.endswith("xes") else options[0].removesuffix("s"))
             parser.add_argument(*options, help=text + ". Repeatable", metavar="TEXT", action="append", dest=name)
         else:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import platform
+import tempfile
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +20,7 @@ from operators.separator import SeparatorOptions
 from pipeline.config import JobConfig
 from pipeline.plan import Item, Work, core_and_halo
 from pipeline.schema import FailureRow, utc_now
-from pipeline.storage import Store
+from pipeline.storage import StorageError, Store
 from pipeline.uris import redact
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,8 @@ class Context:
     facts: ModelFacts
     config_hash: str
     run_id: str
+    # Whether any item has a masked video; without one no model loads its image tower.
+    video: bool = True
 
     @property
     def store(self) -> Store:
@@ -72,14 +78,29 @@ class Context:
 
     def failure(self, item: Item, stage: str, error: Exception, attempt: int = 1) -> FailureRow:
         """The failures row of an item; anything but an AssetError is our fault and is said to be."""
+        error = machine_fault(error) or error
         if not isinstance(error, AssetError):
-            log.exception("item %s failed in %s", item.item_id, stage, exc_info=error)
+            trace = "".join(traceback.format_exception(error))
+            log.error("item %s failed in %s\n%s", item.item_id, stage, redact(trace))  # errors may quote URLs and keys
             error = AssetError(
                 "internal_error",
                 f"{type(error).__name__}: {redact(str(error))[:500]}",
                 "this is a fault of the pipeline or its machine: run the job again, and report it if it stays",
             )
         return failure_row(self.run_id, item, stage, error, attempt)
+
+
+def machine_fault(error: Exception) -> AssetError | None:
+    """What the store or the machine did to an item that may be whole: another run can do it."""
+    if isinstance(error, StorageError):
+        return AssetError("storage_error", str(error), "check the store, then run the job again")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AssetError(
+            "disk_full",
+            f"the disk of {platform.node()} is full: {tempfile.gettempdir()} holds stems while they are written",
+            "free or enlarge it, or set TMPDIR to a larger disk on every machine; then run the job again",
+        )
+    return None
 
 
 def failure_row(run_id: str, item: Any, stage: str, error: AssetError, attempt: int = 1) -> FailureRow:
@@ -91,8 +112,8 @@ def failure_row(run_id: str, item: Any, stage: str, error: AssetError, attempt: 
         uri=redact(item.uri),
         stage=stage,
         cause=error.cause,
-        message=error.message,
-        remedy=error.remedy,
+        message=redact(error.message),
+        remedy=redact(error.remedy),
         attempt=attempt,
         failed_at=utc_now(),
         metadata_json=item.metadata_json,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,19 +20,27 @@ from pipeline.write import WriteStage
 
 # Blocks of one segment each: larger targets make Ray gather segments, which costs it time and store memory.
 BLOCK_BYTES = 12 << 20
-# A lost node without a replacement can leave Ray waiting; after this long without progress it gives up and is rerun.
-NO_PROGRESS_SECONDS = 600
+# Planned segments that enter Ray together: about a megabyte.
+ROWS_PER_BLOCK = 1000
 
 
-def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
-    """Run the work on the cluster; yields result rows (see stages) as they come, in no order."""
+def results(
+    context: Context, todo: Iterable[Work], separator: Callable[[], Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run the work on the cluster; yields result rows (see stages) as they come, in no order.
+
+    `separator` makes what a model actor calls, in place of the model that the settings name.
+    """
     config = context.config
     separators = config.separators or max(1, _gpus())
     gpus = _gpus_each(config, separators)
     # Ray tries a task whose worker died again, without end; the notes under attempts/ (see stages) end that.
-    rows = pa.table({"work": [work.to_json() for work in todo]})
+    left = iter(todo)
+    blocks = []  # in Ray's store, which spills to disk: the driver never holds all of it
+    while some := [work.to_json() for work in islice(left, ROWS_PER_BLOCK)]:
+        blocks.append(ray.put(pa.table({"work": some})))
     flow = (
-        ray.data.from_arrow(rows)
+        ray.data.from_arrow_refs(blocks)
         .repartition(target_num_rows_per_block=1)
         .map(
             DecodeStage(context).__call__,
@@ -45,7 +54,7 @@ def results(context: Context, todo: Sequence[Work]) -> Iterator[dict[str, Any]]:
             # On a GPU the CPU only feeds it; without one the model uses what Ray does not count.
             num_cpus=0,
             num_gpus=gpus,
-            fn_constructor_args=(context, None if _real_gpus() else threads_per_actor(separators)),
+            fn_constructor_args=(context, None if _on_gpus(config) else threads_per_actor(separators), separator),
         )
         .map(
             WriteStage(context).__call__,
@@ -73,7 +82,13 @@ def connect(config: JobConfig) -> None:
     data.enable_progress_bars = False
     data.print_on_execution_start = False
     data.execution_options.preserve_order = False
-    data.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    data.execution_no_progress_timeout_s = config.stall_seconds
+
+
+def gpus_held(config: JobConfig) -> float:
+    """GPUs that all model replicas hold together; the number of replicas when they need none."""
+    separators = config.separators or max(1, _gpus())
+    return separators * _gpus_each(config, separators) or float(separators)
 
 
 def _local_gpus() -> int:
@@ -86,8 +101,11 @@ def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _real_gpus() -> bool:
-    return any(key.startswith("accelerator_type") for key in ray.cluster_resources())
+def _on_gpus(config: JobConfig) -> bool:
+    # A cluster that grows from nothing has no GPU yet when it is asked.
+    return config.device.startswith("cuda") or any(
+        key.startswith("accelerator_type") for key in ray.cluster_resources()
+    )
 
 
 def _cpus() -> int:
@@ -97,5 +115,7 @@ def _cpus() -> int:
 def _gpus_each(config: JobConfig, separators: int) -> float:
     if config.gpus_per_separator is not None:
         return config.gpus_per_separator
+    if config.device.startswith("cuda") and not _gpus():
+        return 1.0  # what the cluster is to grow by
     # As many replicas as asked for, on the GPUs there are.
     return min(1.0, _gpus() / separators)

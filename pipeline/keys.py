@@ -4,6 +4,8 @@ stems/     the results, immutable, the first writer wins
 parts/     pieces of an item, deleted after its commit
 commits/   one marker an item, holding its row of the stems table
 attempts/  notes of dangerous work under way
+leases/    who works: one folder a lease, one object a holder
+tombstones/  items that were dropped on purpose, until their stems are collected
 """
 
 from __future__ import annotations
@@ -45,6 +47,23 @@ def attempts_prefix(item_id: str) -> str:
 def attempt_key(item_id: str, segment: int, stage: str) -> str:
     """A new key at every call: attempts are counted, not overwritten."""
     return f"{attempts_prefix(item_id)}/{segment:06d}-{stage}-{uuid.uuid4().hex}"
+
+
+def lease_prefix(name: str) -> str:
+    return f"leases/{safe_name(name)}"
+
+
+def lease_key(name: str, token: int) -> str:
+    """Of the holder with this fencing token; tokens of a lease only grow."""
+    return f"{lease_prefix(name)}/{token:012d}.json"
+
+
+def tombstones_prefix(config_hash: str) -> str:
+    return f"tombstones/{config_hash}"
+
+
+def tombstone_key(config_hash: str, item_id: str) -> str:
+    return f"{tombstones_prefix(config_hash)}/{item_id}.json"
 
 
 def safe_name(text: str) -> str:

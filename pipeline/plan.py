@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -18,18 +21,21 @@ import pyarrow.dataset as pds
 
 from operators.describe import ModelFacts
 from operators.errors import AssetError
-from operators.media import probe
 from operators.segments import Segment, cut
 from pipeline.config import JobConfig, JobConfigError
+from pipeline.decode import limits_for, probe_media
 from pipeline.filesystems import filesystem
 from pipeline.keys import part_key, parts_prefix
 from pipeline.prompts import Anchor, Prompt, anchors_json
 from pipeline.schema import ManifestRow
-from pipeline.storage import Store, media_errors
+from pipeline.storage import Store
+from pipeline.todo import Todo
 from pipeline.uris import locate, redact
 
 # Probes wait for the object store, not for the processor.
 PROBES = 16
+# Rows read ahead of the slowest answer: keeps the threads at work, and bounds what waits in memory.
+AHEAD = 1024
 # A halo of one window on either side is then 9 % of the work.
 SEGMENT_WINDOWS = 20
 # Beyond this a header lies; the work for it would fill the driver's memory.
@@ -40,7 +46,7 @@ SPAN_TOLERANCE_SECONDS = 0.5
 VIDEO_SEGMENT_WINDOWS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One asset with one prompt: the unit of work and of commit."""
 
@@ -68,7 +74,7 @@ class Item:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """One segment of one asset and the items that want it; without a segment their parts are only to be joined."""
 
@@ -94,7 +100,7 @@ class Work:
         return cls(items, Segment(**segment) if segment else None, values["total_frames"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A manifest row, or an item of it, that cannot be planned."""
 
@@ -104,20 +110,26 @@ class Rejected:
     metadata_json: str | None
     error: AssetError
 
+    def __post_init__(self) -> None:
+        # Its trace holds every frame that it passed: kilobytes a row, and a manifest can be wrong a million times.
+        self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
+
 
 @dataclass
 class Plan:
     """`todo` holds the work, longest assets first; the counts are of items."""
 
-    todo: list[Work] = field(default_factory=list)
+    todo: Sequence[Work] = ()
     rejected: list[Rejected] = field(default_factory=list)
     items: int = 0
     skipped: int = 0
     audio_seconds: float = 0.0
 
-    @property
+    @cached_property
     def open_items(self) -> dict[str, Item]:
-        return {item.item_id: item for work in self.todo for item in work.items}
+        """Items to do, by id; made once, when `todo` is there."""
+        items = self.todo.items if isinstance(self.todo, Todo) else (i for work in self.todo for i in work.items)
+        return {item.item_id: item for item in items}
 
 
 def read_manifest(url: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
@@ -133,7 +145,7 @@ def read_manifest(url: str, limit: int | None = None) -> Iterator[dict[str, Any]
             )
         left = limit
         for batch in dataset.to_batches(batch_size=4096):
-            yield from batch.to_pylist()[:left]
+            yield from _records(batch, url)[:left]
             if left is not None:
                 left -= min(left, len(batch))
                 if not left:
@@ -143,6 +155,22 @@ def read_manifest(url: str, limit: int | None = None) -> Iterator[dict[str, Any]
         raise JobConfigError(
             f"manifest {url} cannot be read ({first}); give a Parquet file or a folder of them"
         ) from None
+
+
+def _records(batch: pa.RecordBatch, url: str) -> list[dict[str, Any]]:
+    """Rows of a batch. JobConfigError for a column with values that Python has none for: text that is no UTF-8, years
+    beyond 9999."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column.to_pylist()
+            except (ValueError, OverflowError) as error:
+                raise JobConfigError(
+                    f"manifest {redact(url)}: column {name} cannot be read ({str(error)[:200]}); correct or drop it"
+                ) from None
+        raise
 
 
 @dataclass(frozen=True)
@@ -166,17 +194,16 @@ def item_id(row: ManifestRow, task: Task, config_hash: str) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
-def complete(row: ManifestRow, store: Store) -> ManifestRow:
+def complete(row: ManifestRow, store: Store, config: JobConfig) -> ManifestRow:
     """The row with what it did not say: source version, duration, channels. Raises AssetError."""
     if row.etag is None or row.size_bytes is None:
         found = store.stat_media(row.uri)
         row = row.model_copy(update={"etag": row.etag or found.etag, "size_bytes": found.size_bytes})
     if row.duration_seconds is None:
-        with media_errors(row.uri), store.open_media(row.uri) as file:
-            info = probe(file, row.uri)
+        info = probe_media(store, row.uri, limits_for(config, row.size_bytes))
         row = row.model_copy(update={"duration_seconds": info.duration_seconds, "channels": info.channels})
     if not row.duration_seconds:
-        raise AssetError("empty_file", f"{row.uri} lasts 0 s", "take the row out of the manifest")
+        raise AssetError("empty_file", f"{redact(row.uri)} lasts 0 s", "take the row out of the manifest")
     if row.duration_seconds > MAX_HOURS * 3600:
         raise AssetError(
             "bad_duration",
@@ -205,37 +232,62 @@ def core_and_halo(config: JobConfig, facts: ModelFacts, video: bool = False) -> 
     return core, halo
 
 
+# Of one manifest row: rejected, items to do, frames of the asset, and how many items are committed.
+_Planned = tuple[list[Rejected], list[Item], int, int]
+
+
 class Planner:
-    """Plans with one configuration. `committed` are the ids of items that need nothing more."""
+    """Plans with one configuration. `committed` are the ids of items that need nothing more.
+
+    `wanted`, asked from several threads, can leave out others too: it gets a row, its task and the id of the item.
+    """
 
     def __init__(
-        self, config: JobConfig, store: Store, facts: ModelFacts, config_hash: str, committed: set[str]
+        self,
+        config: JobConfig,
+        store: Store,
+        facts: ModelFacts,
+        config_hash: str,
+        committed: set[str],
+        wanted: Callable[[ManifestRow, Task, str], bool] | None = None,
     ) -> None:
+        self.wanted = wanted or (lambda row, task, identity: identity not in committed)
         self.config, self.store, self.facts = config, store, facts
         self.config_hash, self.committed = config_hash, committed
         self.cuts = {video: core_and_halo(config, facts, video) for video in (False, True)}
 
     def plan(self, records: Iterable[dict[str, Any]]) -> Plan:
         plan = Plan()
-        with ThreadPoolExecutor(PROBES) as pool:
-            planned = pool.map(self._plan_record, records)
-            # Prompts in several rows of one asset are decoded together.
-            assets: dict[tuple[str, str, str, int], list[Item]] = {}
-            seen: set[str] = set()
-            for rejected, items, total, skipped in planned:
-                plan.rejected += rejected
-                plan.items += len(rejected) + skipped
-                plan.skipped += skipped
-                for item in items:
-                    if item.item_id not in seen:
-                        seen.add(item.item_id)
-                        plan.items += 1
-                        assets.setdefault((item.asset_id, item.uri, item.etag, total), []).append(item)
+        # Prompts in several rows of one asset are decoded together.
+        assets: dict[tuple[str, str, str, int], list[Item]] = {}
+        seen: set[str] = set()
+        for rejected, items, total, skipped in self._planned(records):
+            plan.rejected += rejected
+            plan.items += len(rejected) + skipped
+            plan.skipped += skipped
+            for item in items:
+                if item.item_id not in seen:
+                    seen.add(item.item_id)
+                    plan.items += 1
+                    assets.setdefault((item.asset_id, item.uri, item.etag, total), []).append(item)
         parts = self._stored() if assets else {}
-        longest_first = sorted(assets.items(), key=lambda found: -found[0][-1])
-        plan.todo = [work for (*_, total), items in longest_first for work in self._works(items, total, parts)]
-        plan.audio_seconds = sum(self._seconds(work) for work in plan.todo)
+        lengths = [(items, total) for (*_, total), items in assets.items()]
+        plan.todo = todo = Todo(lengths, lambda items, total: self._works(items, total, parts))
+        plan.audio_seconds = todo.audio_frames * self.facts.hop_length / self.facts.sample_rate
         return plan
+
+    def _planned(self, records: Iterable[dict[str, Any]]) -> Iterator[_Planned]:
+        """Records in their order. Those that need the store are asked about in threads, up to so many ahead; for the
+        others a thread would cost more than the work."""
+        waiting: deque[Future[_Planned] | _Planned] = deque()
+        with ThreadPoolExecutor(PROBES) as pool:
+            for record in records:
+                ask = _asks_store(record)
+                waiting.append(pool.submit(self._plan_record, record) if ask else self._plan_record(record))
+                while waiting and (len(waiting) > AHEAD or not isinstance(waiting[0], Future)):
+                    yield _answer(waiting.popleft())
+            while waiting:
+                yield _answer(waiting.popleft())
 
     def _stored(self) -> dict[str, set[str]]:
         """Keys of parts by item: one listing, however many items there are."""
@@ -244,12 +296,12 @@ class Planner:
             found.setdefault(key.split("/")[2], set()).add(key)
         return found
 
-    def _plan_record(self, record: dict[str, Any]) -> tuple[list[Rejected], list[Item], int, int]:
+    def _plan_record(self, record: dict[str, Any]) -> _Planned:
         """Rejected, items to do, frames of the asset, and how many items are committed."""
         try:
             return self._plan_row(ManifestRow.from_record(record))
         except AssetError as error:
-            problem = error
+            problem = _bare(error)
         except Exception as error:  # one row must not end the plan
             problem = AssetError(
                 "internal_error",
@@ -260,7 +312,7 @@ class Planner:
         asset, uri = str(record.get("asset_id") or "?")[:2048], str(record.get("uri") or "?")[:4096]
         return [Rejected(digest, asset, uri, None, problem)], [], 0, 0
 
-    def _plan_row(self, row: ManifestRow) -> tuple[list[Rejected], list[Item], int, int]:
+    def _plan_row(self, row: ManifestRow) -> _Planned:
         prompts = self._prompts(row)
         if not prompts:
             error = AssetError(
@@ -287,18 +339,20 @@ class Planner:
             return rejected, [], 0, 0
         try:
             if row.etag is None and row.size_bytes is None:
-                row = complete(row, self.store)
-            left = {i: task for task in tasks if (i := item_id(row, task, self.config_hash)) not in self.committed}
+                row = complete(row, self.store, self.config)
+            identified = {item_id(row, task, self.config_hash): task for task in tasks}
+            left = {i: task for i, task in identified.items() if self.wanted(row, task, i)}
             skipped = len(tasks) - len(left)
             if not left:
                 return rejected, [], 0, skipped
-            row = complete(row, self.store)
+            row = complete(row, self.store, self.config)
             self.store.locate_media(row.uri)
             assert row.duration_seconds is not None
             total = self.facts.frames(row.duration_seconds)
         except AssetError as error:
             ids = [item_id(row, task, self.config_hash) for task in tasks]
-            lost = [self._rejected(row, i, error) for i in ids if i not in self.committed]
+            bare = _bare(error)
+            lost = [self._rejected(row, i, bare) for i in ids if i not in self.committed]
             return rejected + lost, [], 0, len(ids) - len(lost)
         items = []
         for i, task in left.items():
@@ -367,8 +421,8 @@ class Planner:
             anchors=tuple((a.token, a.start, a.end) for a in task.prompt.anchors),
             metadata_json=row.metadata_json,
             segment_count=len(cut(total, *self.cuts[task.prompt.mask_uri is not None])),
-            target_label=task.target_label,
-            residual_label=task.residual_label,
+            target_label=sys.intern(task.target_label),  # a few names, not a copy for each of a million items
+            residual_label=sys.intern(task.residual_label),
             mask_uri=task.prompt.mask_uri,
             mask_etag=task.mask_etag,
         )
@@ -397,13 +451,6 @@ class Planner:
         works += [Work((item,), None, total) for item in items if len(stored[item.item_id]) == len(segments)]
         return works
 
-    def _seconds(self, work: Work) -> float:
-        """Audio that a work adds to its items' stems, once an item: what progress counts."""
-        if work.segment is None:
-            return 0.0
-        frames = work.segment.core_end - work.segment.core_start
-        return len(work.items) * frames * self.facts.hop_length / self.facts.sample_rate
-
 
 def part_names(config_hash: str, item: Item, index: int) -> tuple[str, str, str]:
     """Keys of a segment's target, residual and facts. Sound is float WAV: overs survive the join."""
@@ -425,6 +472,23 @@ def whole_parts(keys: set[str], config_hash: str, item: Item) -> set[int]:
     if not keys:
         return set()
     return {i for i in range(item.segment_count) if set(part_names(config_hash, item, i)) <= keys}
+
+
+def _asks_store(record: dict[str, Any]) -> bool:
+    """Whether planning a row may wait for the store: its file's version or length, or masks."""
+    known = (record.get(name) for name in ("etag", "size_bytes", "duration_seconds"))
+    return any(value is None or value != value for value in known) or bool(
+        record.get("mask_uri") or record.get("prompts")
+    )
+
+
+def _bare(error: AssetError) -> AssetError:
+    """Without its traceback, which would hold the row and all that was made of it, for every row that is rejected."""
+    return AssetError(error.cause, error.message, error.remedy, field=error.field)
+
+
+def _answer(planned: Future[_Planned] | _Planned) -> _Planned:
+    return planned.result() if isinstance(planned, Future) else planned
 
 
 def anchors_text(item: Item) -> str | None:

@@ -6,24 +6,28 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
-from operators.describe import describe
 from operators.sam_audio.checkpoint import CheckpointError
-from operators.sam_audio.config import ConfigError, SolverConfig
+from operators.sam_audio.config import ConfigError
+from pipeline import metrics
 from pipeline.config import JobConfig, JobConfigError, load_config
 from pipeline.context import Context, failure_row
-from pipeline.metrics import Progress
+from pipeline.job import Job, open_job
 from pipeline.plan import Plan, Planner, read_manifest
+from pipeline.progress import Progress
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
-from pipeline.storage import StorageError, Store
+from pipeline.stale import Selection
+from pipeline.storage import StorageError
 from pipeline.tables import Tables
 from pipeline.uris import redact
 
 OK, BROKEN, WRONG_CONFIG = 0, 1, 2
+# Table commits between two compactions: a reader, and the next commit, open no more small files than that.
+COMPACT_EVERY = 100
 
 
 def main(job: str, argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None, doc: str = "") -> int:
@@ -39,18 +43,19 @@ def main(job: str, argv: Sequence[str] | None = None, defaults: Mapping[str, Any
         return WRONG_CONFIG
 
 
-def run(config: JobConfig, job: str) -> int:
-    """Run a job. Raises JobConfigError or CheckpointError when its settings cannot be used; else the exit code."""
-    if not config.lake:
-        raise JobConfigError("lake is empty; give a folder or URL")
+def run(
+    config: JobConfig,
+    job: str,
+    select: Callable[[Job], Selection] | None = None,
+    still_ours: Callable[[], None] | None = None,
+) -> int:
+    """Run a job. Raises JobConfigError or CheckpointError when its settings cannot be used; else the exit code.
+
+    `select` makes, of the lake's history, what leaves items out; `still_ours` raises when another driver took over.
+    """
     started = time.monotonic()
-    solver = None
-    if config.solver_method and config.solver_steps:
-        solver = SolverConfig(config.solver_method, 1 / config.solver_steps)
-    facts = describe(config.model, solver, predict_spans=config.predict_spans)
-    config_hash = config.config_hash(facts.version)
-    store = Store(config.lake, config.read_prefixes)
-    tables = Tables(store)
+    opened = open_job(config)
+    facts, config_hash, store, tables = opened.facts, opened.config_hash, opened.store, opened.tables
     run_row = RunRow(
         run_id=f"{utc_now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
         job=job,
@@ -69,20 +74,29 @@ def run(config: JobConfig, job: str) -> int:
         if not config.dry_run:
             tables.catch_up(config_hash)
         committed = tables.committed_item_ids(config_hash)
-        plan = Planner(config, store, facts, config_hash, committed).plan(read_manifest(config.manifest, config.limit))
-        print(_describe_plan(plan, job), file=sys.stderr)
+        selection = select(opened) if select else None
+        wanted = selection.wanted if selection else None
+        records = read_manifest(config.manifest, config.limit)
+        planner = Planner(config, store, facts, config_hash, committed, wanted)
+        plan = planner.plan(selection.records(records) if selection else records)
+        if selection:
+            selection.prune(plan)
+        print(_describe_plan(plan, job, selection), file=sys.stderr)
         if config.dry_run:
             return OK
         tables.create_missing()
         run_row = run_row.model_copy(update={"items_planned": plan.items, "items_skipped": plan.skipped})
         tables.put_run(run_row)
-        context = Context(config, store.root, config.read_prefixes, facts, config_hash, run_row.run_id)
+        video = any(item.mask_uri for item in plan.open_items.values())
+        context = Context(config, store.root, config.read_prefixes, facts, config_hash, run_row.run_id, video)
         progress = Progress(len(plan.open_items) + len(plan.rejected), plan.audio_seconds, config.progress)
         progress.started = started
-        recorder = Recorder(tables, config, progress)
+        recorder = Recorder(tables, config, progress, selection)
         for rejected in plan.rejected:
             recorder.failure(failure_row(context.run_id, rejected, "plan", rejected.error))
-        unanswered = _execute(context, plan, recorder)
+        if selection:
+            selection.begin()
+        unanswered = _execute(context, plan, recorder, still_ours)
     except (JobConfigError, ConfigError, CheckpointError):
         raise
     except Exception as error:  # Ray's are of many kinds
@@ -95,33 +109,43 @@ def run(config: JobConfig, job: str) -> int:
         return BROKEN
     status = "broken" if unanswered else "done"
     _finish(tables, run_row, status, progress, started, f"{unanswered} items unanswered" if unanswered else None)
-    print(progress.summary(skipped=plan.skipped, lake=store.root, run_id=run_row.run_id), file=sys.stderr)
+    why = "that need nothing now (listed above)" if selection else "that were committed before"
+    print(progress.summary(skipped=plan.skipped, lake=store.root, run_id=run_row.run_id, why=why), file=sys.stderr)
     return BROKEN if unanswered else OK
 
 
 class Recorder:
     """Takes result rows and commits them to the tables, every so many rows or seconds."""
 
-    def __init__(self, tables: Tables, config: JobConfig, progress: Progress) -> None:
-        self.tables, self.config, self.progress = tables, config, progress
+    def __init__(
+        self, tables: Tables, config: JobConfig, progress: Progress, selection: Selection | None = None
+    ) -> None:
+        self.tables, self.config, self.progress, self.selection = tables, config, progress, selection
         self.stems: list[StemRow] = []
         self.failures: list[FailureRow] = []
         self.answered: set[str] = set()
         self._last = time.monotonic()
+        self._flushes = 0
 
     def stem(self, row: StemRow) -> None:
         if row.item_id not in self.answered:
             self.answered.add(row.item_id)
             self.stems.append(row)
             self.progress.committed += 1
+            metrics.count("items_committed_total")
+            self.progress.windows += row.windows
+            self.progress.windows_skipped += row.windows_skipped
         self._flush_if_due()
 
     def failure(self, row: FailureRow) -> None:
         # Several segments of an item may fail: it is one failure of the item.
         if row.item_id not in self.answered:
             self.answered.add(row.item_id)
+            if self.selection and (before := self.selection.history.failed.get(row.item_id)):
+                row = row.model_copy(update={"attempt": before.runs + 1})
             self.failures.append(row)
             self.progress.failed += 1
+            metrics.count("items_failed_total", stage=row.stage, cause=row.cause)
             self.progress.causes[row.cause] += 1
         self._flush_if_due()
 
@@ -132,12 +156,17 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        self.tables.add_stems(self.stems)
-        self.tables.add_failures(self.failures)
+        with metrics.timed("table_commit_seconds"):
+            self.tables.add_stems(self.stems)
+            self.tables.add_failures(self.failures)
+        self._flushes += 1
+        if self._flushes % COMPACT_EVERY == 0:  # a run of a million items makes thousands of small files
+            self.tables.compact("stems")
+            self.tables.compact("failures")
         self.stems, self.failures, self._last = [], [], time.monotonic()
 
 
-def _execute(context: Context, plan: Plan, recorder: Recorder) -> int:
+def _execute(context: Context, plan: Plan, recorder: Recorder, still_ours: Callable[[], None] | None) -> int:
     """Do the work; the number of open items that have neither a commit nor a failure in the end."""
     progress = recorder.progress
     if plan.todo:
@@ -145,12 +174,18 @@ def _execute(context: Context, plan: Plan, recorder: Recorder) -> int:
 
         with progress:
             graph.connect(context.config)
+            progress.gpus = graph.gpus_held(context.config)
+            progress.publish()
             for result in graph.results(context, plan.todo):
+                if still_ours:
+                    still_ours()
                 progress.audio_seconds += result["audio_seconds"]
+                metrics.count("audio_seconds_total", result["audio_seconds"])
                 if result["kind"] == "stem":
                     recorder.stem(StemRow.model_validate_json(result["row"]))
                 elif result["kind"] == "failure":
                     recorder.failure(FailureRow.model_validate_json(result["row"]))
+                progress.publish()
     recorder.flush()
     left = set(plan.open_items) - recorder.answered
     if left:  # another driver took them while we worked: its markers say so
@@ -170,12 +205,15 @@ def _finish(tables: Tables, row: RunRow, status: str, progress: Progress, starte
         "items_committed": progress.committed,
         "items_failed": progress.failed,
         "audio_seconds": progress.audio_seconds,
+        "gpus": progress.gpus,
     }
     tables.put_run(row.model_copy(update=done))
 
 
-def _describe_plan(plan: Plan, job: str) -> str:
-    return (
-        f"{job}: {plan.items} items planned, {plan.skipped} committed before, {len(plan.rejected)} rejected; "
+def _describe_plan(plan: Plan, job: str, selection: Selection | None) -> str:
+    before = "left alone" if selection else "committed before"
+    said = (
+        f"{job}: {plan.items} items planned, {plan.skipped} {before}, {len(plan.rejected)} rejected; "
         f"to do: {len(plan.open_items)} items in {len(plan.todo)} segments, {plan.audio_seconds / 3600:.2f} h of audio"
     )
+    return f"{said}\n{selection.describe()}" if selection else said

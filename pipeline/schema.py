@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -30,6 +31,10 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
     tuple[Anchor, ...]: ANCHORS_TYPE,
     tuple[Prompt, ...]: PROMPTS_TYPE,
 }
+
+
+# Half of a surrogate pair is no character either.
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Row(BaseModel):
@@ -102,12 +107,12 @@ class ManifestRow(Row):
             if isinstance(value, float) and not math.isfinite(value):
                 value = None
             (known if name in cls.model_fields else extra)[name] = value
-        asset_id = redact(str(known.get("asset_id") or known.get("uri") or "?")[:200])
         try:
             if extra:
                 known["metadata_json"] = _merge_metadata(known.get("metadata_json"), extra)
             return cls.model_validate(known)
         except ValidationError as error:
+            asset_id = _named(known)
             first = error.errors(include_url=False)[0]
             column = str(first["loc"][0]) if first["loc"] else "row"
             shown = "" if first["type"] == "missing" else f", got {redact(str(first['input'])[:120])!r}"
@@ -116,6 +121,13 @@ class ManifestRow(Row):
                 f"manifest row of asset {asset_id!r}: column {column}: {first['msg']}{shown}",
                 f"correct column {column} of this row in the manifest, or rebuild the manifest",
                 field=column,
+            ) from None
+        except RecursionError:
+            raise AssetError(
+                "invalid_row",
+                f"manifest row of asset {_named(known)!r}: JSON in it is nested too deep",
+                "correct anchors, prompts and metadata_json of this row in the manifest",
+                field="row",
             ) from None
 
     @field_validator("asset_id", mode="before")
@@ -126,7 +138,7 @@ class ManifestRow(Row):
     @field_validator("asset_id", "uri", "mask_uri")
     @classmethod
     def _no_control_characters(cls, value: str | None) -> str | None:
-        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in value or ""):
+        if value is not None and _CONTROL.search(value):
             raise ValueError("control characters are not allowed")
         return value
 
@@ -148,8 +160,7 @@ class ManifestRow(Row):
     @field_validator("etag", mode="before")
     @classmethod
     def _bare_etag(cls, value: Any) -> Any:
-        # HTTP writes W/"..." or "...", and listings of other tools keep that.
-        return value.strip().removeprefix("W/").strip('"') or None if isinstance(value, str) else value
+        return bare_etag(value) or None if isinstance(value, str) else value
 
     @field_validator("metadata_json")
     @classmethod
@@ -157,6 +168,10 @@ class ManifestRow(Row):
         if value is not None and not isinstance(json.loads(value), dict):
             raise ValueError("must hold a JSON object")
         return value
+
+
+def _named(known: Mapping[str, Any]) -> str:
+    return redact(str(known.get("asset_id") or known.get("uri") or "?")[:200])
 
 
 def _merge_metadata(existing: Any, extra: Mapping[str, Any]) -> str:
@@ -291,6 +306,9 @@ class RunRow(Row):
     items_failed: int = Field(default=0, description="Items with a row in the failures table")
     audio_seconds: float = Field(default=0.0, description="Duration of the assets that this run committed")
     elapsed_seconds: float | None = Field(default=None, description="From start to finish")
+    gpus: float | None = Field(
+        default=None, description="GPUs that the model replicas held (without GPUs: replicas); null when none started"
+    )
     error: str | None = Field(default=None, description="Why the run itself broke; null otherwise")
     package_version: str | None = Field(default=None, description="Version of this package")
     ray_version: str | None = Field(default=None, description="Version of Ray")
@@ -304,6 +322,11 @@ MANIFEST_SCHEMA = ManifestRow.arrow_schema()
 STEMS_SCHEMA = StemRow.arrow_schema()
 FAILURES_SCHEMA = FailureRow.arrow_schema()
 RUNS_SCHEMA = RunRow.arrow_schema()
+
+
+def bare_etag(value: str) -> str:
+    """A file's version without what HTTP writes around it (W/"..."), which listings of other tools keep."""
+    return value.strip().removeprefix("W/").strip('"')
 
 
 def utc_now() -> datetime:

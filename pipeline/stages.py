@@ -7,25 +7,25 @@ Rows between the stages: `work` (JSON of plan.Work), `failure` (JSON or empty), 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from operators.errors import AssetError
-from operators.frame_transport import PackedFrames, pack
-from operators.media import decode_range
+from operators.frame_transport import PackedFrames
 from operators.segments import Segment
 from operators.separator import SegmentRequest, SegmentStems, Separator
-from operators.video import masked_frames
 from pipeline.attempts import Attempts
 from pipeline.context import Context
+from pipeline.decode import decode_media, limits_for, masked_video
 from pipeline.facts import Facts
 from pipeline.keys import commit_key
+from pipeline.metrics import BusyClock, count, measured, measured_batches
 from pipeline.plan import Item, Work
 from pipeline.schema import FailureRow
-from pipeline.storage import Store, media_errors
+from pipeline.storage import Store
 from pipeline.uris import redact
 
 Row = dict[str, Any]
@@ -40,6 +40,7 @@ class DecodeStage:
     def __init__(self, context: Context) -> None:
         self.context = context
 
+    @measured("decode")
     def __call__(self, row: Row) -> Row:
         work = Work.from_json(row["work"])
         out = {"work": row["work"], "failure": "", "audio": NO_AUDIO, "video": b""}
@@ -66,15 +67,15 @@ class DecodeStage:
         last = segment.end == total_frames
         end = segment.end * hop
         unchanged(store, asset.uri, asset.etag)
-        with media_errors(asset.uri), store.open_media(asset.uri) as file:
-            audio = decode_range(
-                file,
-                redact(asset.uri),
-                start=segment.start * hop,
-                stop=end + rate if last else end,
-                sample_rate=rate,
-                expected_seconds=asset.duration_seconds,
-            )
+        audio = decode_media(
+            store,
+            asset.uri,
+            limits_for(self.context.config, asset.size_bytes),
+            start=segment.start * hop,
+            stop=end + rate if last else end,
+            sample_rate=rate,
+            expected_seconds=asset.duration_seconds,
+        )
         limit = end - segment.start * hop
         if last and audio.shape[1] > limit + OVERRUN_SECONDS * rate:
             raise AssetError(
@@ -93,27 +94,19 @@ class DecodeStage:
         facts = self.context.facts
         assert asset.mask_uri is not None and asset.mask_etag is not None and facts.image_size is not None
         unchanged(store, asset.mask_uri, asset.mask_etag)
-        with (
-            media_errors(asset.uri),
-            media_errors(asset.mask_uri),
-            store.open_media(asset.uri) as video,
-            store.open_media(asset.mask_uri) as mask,
-        ):
-            return pack(
-                masked_frames(
-                    video,
-                    redact(asset.uri),
-                    mask,
-                    redact(asset.mask_uri),
-                    start=segment.start,
-                    end=segment.end,
-                    hop_length=facts.hop_length,
-                    sample_rate=facts.sample_rate,
-                    image_size=facts.image_size,
-                    interpolation=facts.interpolation,
-                    masked=self.context.config.masked,
-                )
-            )
+        return masked_video(
+            store,
+            asset.uri,
+            asset.mask_uri,
+            limits_for(self.context.config, asset.size_bytes),
+            start=segment.start,
+            end=segment.end,
+            hop_length=facts.hop_length,
+            sample_rate=facts.sample_rate,
+            image_size=facts.image_size,
+            interpolation=facts.interpolation,
+            masked=self.context.config.masked,
+        )
 
 
 def unchanged(store: Store, uri: str, etag: str) -> None:
@@ -128,17 +121,30 @@ def unchanged(store: Store, uri: str, etag: str) -> None:
 
 
 class SeparateStage:
-    """Batches of decoded work -> one row an item and segment, with both stems. An actor: it holds the model."""
+    """Batches of decoded work -> one row an item and segment, with both stems. An actor: it holds the model.
 
-    def __init__(self, context: Context, threads: int | None = None) -> None:
+    `separator` makes the model, or what stands for it: a callable of requests as `operators.separator.Separator` is.
+    """
+
+    def __init__(
+        self, context: Context, threads: int | None = None, separator: Callable[[], Any] | None = None
+    ) -> None:
         if threads:
             import torch
 
             torch.set_num_threads(threads)
         self.context = context
         config = context.config
-        self.separator = Separator(config.model, config.device, context.options, config.windows_per_batch)
+        self.clock = BusyClock()
+        self.separator = (
+            separator()
+            if separator
+            else Separator(
+                config.model, config.device, context.options, config.windows_per_batch, vision=context.video
+            )
+        )
 
+    @measured_batches("separate")
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         rows = [
             {"work": w, "failure": f, "audio": a, "video": v}
@@ -197,7 +203,8 @@ class SeparateStage:
             try:
                 for _, _, attempts in rows:
                     notes.enter_context(attempts)
-                results: Sequence[SegmentStems | Exception] = self.separator(requests)
+                with self.clock.busy():
+                    results: Sequence[SegmentStems | Exception] = self.separator(requests)
             except Exception as error:
                 if len(rows) > 1:  # find out whose fault it is
                     notes.close()
@@ -211,6 +218,8 @@ class SeparateStage:
                 yield from self.failed(one, result)
             else:
                 facts = Facts.of(result, self.context.core_seconds(one)).to_json()
+                count("windows_total", result.windows - result.windows_skipped, outcome="integrated")
+                count("windows_total", result.windows_skipped, outcome="skipped")
                 yield stems_row(one.to_json(), "", facts, result.target, result.residual)
 
     def failed(self, work: Work, error: Exception) -> Iterator[dict[str, list[Any]]]:

@@ -11,9 +11,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from operators.errors import AssetError
 from pipeline.filesystems import (
@@ -42,10 +43,12 @@ from pipeline.keys import (
     safe_name,
     stem_key,
 )
+from pipeline.metrics import CountedReads, count
 from pipeline.uris import Location, locate, redact
 
 __all__ = [
     "MEDIA_BLOCK_BYTES",
+    "Entry",
     "SourceStat",
     "StorageError",
     "Store",
@@ -62,6 +65,16 @@ __all__ = [
 ]
 
 _READ_BATCH = 256
+_LISTINGS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object of the lake; `modified` in seconds since 1970, by the store's clock."""
+
+    key: str
+    size_bytes: int
+    modified: float
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,51 @@ class Store:
         # Some servers list the emptied folder itself, as an object of no bytes.
         inside = (key for key in keys if key.startswith(prefix.rstrip("/") + "/") and not key.endswith("/"))
         return sorted(key for key in inside if not key.rpartition("/")[2].startswith(TEMPORARY))
+
+    def scan(self, prefix: str, many: bool) -> Iterator[str]:
+        """Keys right below the folder `prefix` whose names begin with two hex digits (ids do), in no order.
+
+        For folders that may hold millions: `many` asks an object store for 256 listings, 16 at a time, and in no case
+        is more than the keys themselves held in memory.
+        """
+        path = self._path(prefix)
+        with _lake_errors(prefix):
+            if self.scheme == "file":
+                if not Path(path).is_dir():
+                    return
+                with os.scandir(path) as found:
+                    yield from (f"{prefix}/{entry.name}" for entry in found if _is_hex(entry.name))
+                return
+            if not many or self.scheme not in ("s3", "gs"):
+                yield from (key for key in self.list(prefix) if _is_hex(key.rpartition("/")[2]))
+                return
+
+            def shard(start: int) -> Sequence[str]:
+                return [key[len(self._root) + 1 :] for key in filesystem(self.scheme).find(path, prefix=f"{start:02x}")]
+
+            with ThreadPoolExecutor(_LISTINGS) as pool:
+                for keys in pool.map(shard, range(256)):
+                    yield from keys
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """All objects below a folder (or in the whole lake), unfinished files of local writers too, in no order."""
+        fs = filesystem(self.scheme)
+        with _lake_errors(prefix or "the whole lake"):
+            found = fs.find(self._path(prefix) if prefix else self._root, detail=True)
+            for path, info in found.items():
+                if info["type"] == "file" and path.startswith(self._root + "/") and not path.endswith("/"):
+                    modified = info.get("mtime") or info.get("LastModified") or fs.modified(path)
+                    seconds = modified if isinstance(modified, int | float) else modified.timestamp()
+                    yield Entry(path[len(self._root) + 1 :], int(info["size"]), float(seconds))
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders right below the folder `prefix`, sorted."""
+        with _lake_errors(prefix):
+            try:
+                found = filesystem(self.scheme).ls(self._path(prefix), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
 
     def read_bytes(self, key: str) -> bytes:
         """The whole object. FileNotFoundError when there is none."""
@@ -196,6 +254,7 @@ class Store:
         stays: so a marker (`put_if_absent`, one small PUT) decides who owns an item, never an upload.
         """
         path = self._path(key)
+        count("bytes_total", Path(local_path).stat().st_size, direction="written")
         with _lake_errors(key):
             if self.scheme == "file":
                 with temporary(Path(path)) as unnamed:
@@ -261,7 +320,8 @@ class Store:
         if location.scheme == "file":
             self.stat_media(uri)  # a pipe or a device would block for ever
         with media_errors(uri):
-            return filesystem(location.scheme).open(location.path, "rb", **block(location.scheme))
+            file = filesystem(location.scheme).open(location.path, "rb", **block(location.scheme))
+        return cast(BinaryIO, CountedReads(file))
 
 
 @contextlib.contextmanager
@@ -306,6 +366,10 @@ def _lake_errors(key: str) -> Iterator[None]:
         if not is_storage_problem(error):
             raise
         raise StorageError(f"lake key {key}: {short(error)}") from None
+
+
+def _is_hex(name: str) -> bool:
+    return len(name) >= 2 and all(c in "0123456789abcdef" for c in name[:2])
 
 
 def _checked(key: str) -> str:

@@ -1,7 +1,8 @@
 """The Delta tables `stems`, `failures` and `runs` below `tables/` of the lake, written by drivers only.
 
-Rows go in by a merge that inserts what is new: writing a row again changes nothing, so neither a rerun nor a
-second driver can double one. The commit markers hold the same rows; `rebuild` makes a stems table of them.
+Rows that are new are appended to the very version in which they were found to be new, or not at all: neither a rerun
+nor a second driver can double one, and a commit costs the same however large the table is. The commit markers hold the
+same rows; `rebuild` makes a stems table of them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from pipeline.known import KnownIds
 from pipeline.schema import (
     FAILURES_SCHEMA,
     RUNS_SCHEMA,
@@ -40,8 +42,12 @@ _DESCRIPTIONS = {
     "failures": "One row an item and run that failed, with cause and remedy",
     "runs": "One row an execution of a job",
 }
-_COMMIT_TRIES = 12
+_COMMIT_TRIES = 20
+# Delta takes appends of several writers at once, doubles included; without retries of its own the later one fails.
+_EXCLUSIVE = CommitProperties(max_commit_retries=0)
 _REBUILD_BATCH = 10_000
+# Ten pages of a listing: beyond it, several listings at once are worth their requests.
+_MANY_MARKERS = 10_000
 
 
 class Tables:
@@ -49,6 +55,7 @@ class Tables:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._known = {"stems": KnownIds("config_hash", "item_id"), "failures": KnownIds("run_id", "item_id")}
 
     def url(self, name: TableName) -> str:
         """Where the table is: what DuckDB's `delta_scan`, pandas or Spark are given."""
@@ -56,32 +63,47 @@ class Tables:
 
     def add_stems(self, rows: Sequence[StemRow]) -> int:
         """Insert the rows whose item is not in the table yet; returns how many that were."""
-        return self._insert("stems", rows, ("config_hash", "item_id"))
+        return self._insert("stems", {(row.config_hash, row.item_id): row for row in reversed(rows)})
 
     def add_failures(self, rows: Sequence[FailureRow]) -> int:
         """Insert failures: one row an item and run, the first stays."""
-        return self._insert("failures", rows, ("run_id", "item_id"))
+        return self._insert("failures", {(row.run_id, row.item_id): row for row in reversed(rows)})
 
     def put_run(self, row: RunRow) -> None:
         """Insert the run's row, or replace it when the run has one."""
         source = to_table([row], RUNS_SCHEMA)
 
         def write(table: DeltaTable) -> None:
-            table.merge(source, f"t.run_id = {_literal(row.run_id)}", source_alias="s", target_alias="t") \
+            table.merge(source, f"t.run_id = {_literal(row.run_id)}", "s", "t", merge_schema=True) \
                 .when_matched_update_all().when_not_matched_insert_all().execute()  # fmt: skip
 
         self._commit("runs", write)
 
+    def delete_stems(self, config_hash: str, item_ids: Sequence[str]) -> int:
+        """Delete the rows of these items; returns how many there were. Their markers must have gone before."""
+        if not item_ids:
+            return 0
+        values = ", ".join(_literal(i) for i in item_ids)
+        predicate = f"config_hash = {_literal(config_hash)} AND item_id IN ({values})"
+
+        def delete(table: DeltaTable) -> int:
+            return int(table.delete(predicate)["num_deleted_rows"])
+
+        return self._commit("stems", delete)
+
     def committed_item_ids(self, config_hash: str) -> set[str]:
         """Items of a configuration in the stems table; `catch_up` first when a run may have died."""
-        found = self.read("stems", ["item_id"], ("config_hash", "=", config_hash))
-        return set(found.column("item_id").to_pylist())
+        table = self._open("stems")
+        if table is None:
+            return set()
+        with _delta_errors("stems"):
+            return set(self._known["stems"].of(table, config_hash))
 
     def catch_up(self, config_hash: str) -> int:
         """Insert rows whose marker was written by a run that died before its table commit: how many."""
         known = self.committed_item_ids(config_hash)
-        keys = self.store.list(commit_prefix(config_hash))
-        missing = [key for key in keys if _item_of(key) not in known]
+        keys = self.store.scan(commit_prefix(config_hash), many=len(known) > _MANY_MARKERS)
+        missing = sorted(key for key in keys if _item_of(key) not in known)
         return sum(self.add_stems(rows) for rows in _batches(_markers(self.store, missing)))
 
     def read(
@@ -95,7 +117,12 @@ class Tables:
         if table is None:
             return pa.Table.from_pylist([], schema=_SCHEMAS[name]).select(columns or _SCHEMAS[name].names)
         with _delta_errors(name):
-            return table.to_pyarrow_table(columns=columns, filters=[where] if where else None)
+            there = {field.name for field in table.schema().fields}
+            chosen = None if columns is None else [column for column in columns if column in there]
+            rows = table.to_pyarrow_table(columns=chosen, filters=[where] if where else None)
+        for column in set(columns or ()) - there:  # a table of an older version lacks it
+            rows = rows.append_column(column, pa.nulls(len(rows), _SCHEMAS[name].field(column).type))
+        return rows if columns is None else rows.select(columns)
 
     def create_missing(self) -> None:
         """Make the tables that do not exist, so that readers find all three, empty ones too."""
@@ -107,29 +134,35 @@ class Tables:
         table = self._open(name)
         if table is None or len(table.file_uris()) < min_files:
             return False
+        before = table.version()
         try:
-            table.optimize.compact()
+            with _delta_errors(name):
+                table.optimize.compact()
         except CommitFailedError:
             return False
+        if name in self._known:
+            self._known[name].rewritten(table, before)
         return True
 
-    def _insert(self, name: TableName, rows: Sequence[Row], keys: tuple[str, str]) -> int:
-        """`keys`: first a column with few values (the merge skips files without them), then the rest."""
-        unique = {tuple(getattr(row, key) for key in keys): row for row in reversed(rows)}
-        if not unique:
+    def _insert(self, name: TableName, rows: dict[tuple[str, str], Row]) -> int:
+        """Append the rows that are new, by their keys; returns how many."""
+        if not rows:
             return 0
-        source = to_table(list(reversed(unique.values())), _SCHEMAS[name])  # type: ignore[arg-type]
-        values = ", ".join(sorted({_literal(key[0]) for key in unique}))
-        predicate = f"t.{keys[0]} IN ({values}) AND " + " AND ".join(f"s.{key} = t.{key}" for key in keys)
+        known = self._known[name]
 
         def write(table: DeltaTable) -> int:
-            merged = table.merge(source, predicate, source_alias="s", target_alias="t")
-            return int(merged.when_not_matched_insert_all().execute()["num_target_rows_inserted"])
+            new = {key: row for key, row in reversed(rows.items()) if key[1] not in known.of(table, key[0])}
+            if new:
+                source = to_table(list(new.values()), _SCHEMAS[name])
+                # merge: a table of an older version gets the columns that it lacks.
+                write_deltalake(table, source, mode="append", schema_mode="merge", commit_properties=_EXCLUSIVE)
+                known.appended(table, {group: [i for g, i in new if g == group] for group in {g for g, _ in new}})
+            return len(new)
 
         return self._commit(name, write)
 
     def _commit(self, name: TableName, write: Callable[[DeltaTable], Any]) -> Any:
-        """Run a merge, again on the newest version when another driver's commit came between."""
+        """Run a write, again on the newest version when another driver's commit came between."""
         for attempt in range(_COMMIT_TRIES):
             with _delta_errors(name):
                 try:

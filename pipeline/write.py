@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from operators.errors import AssetError
-from operators.media import StemWriter, probe, read_stem
+from operators.media import StemWriter, read_stem
 from operators.render import Output, Pieces, Rendered, render
 from operators.segments import Joiner, Segment
 from pipeline.context import Context
+from pipeline.decode import limits_for, probe_media
 from pipeline.facts import Facts, merge
 from pipeline.keys import commit_key, parts_prefix, stem_key
+from pipeline.metrics import measured
 from pipeline.plan import Item, Work, anchors_text, part_names, stored_parts
 from pipeline.schema import StemRow, utc_now
-from pipeline.storage import Store, media_errors
+from pipeline.storage import Store
 from pipeline.uris import redact
 
 
@@ -31,6 +33,7 @@ class WriteStage:
     def __init__(self, context: Context) -> None:
         self.context = context
 
+    @measured("write")
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         work = Work.from_json(row["work"])
         item, context = work.asset, self.context
@@ -116,6 +119,9 @@ class WriteStage:
         row = self.stem_row(item, [store.url(key) for key in keys], rendered, facts, source_rate)
         marker = commit_key(context.config_hash, item.item_id)
         store.put_if_absent(marker, row.model_dump_json().encode())
+        for path, key in zip(paths, keys, strict=True):
+            if not store.exists(key):  # an old try's stem, which a collector deleted before it could see the marker
+                store.upload(path, key)
         # Read back: a put whose answer was lost, and was sent again, may have been refused by itself.
         return StemRow.model_validate_json(store.read_bytes(marker))
 
@@ -171,8 +177,7 @@ class WriteStage:
         None when the file cannot be read any more and nothing depends on it; else that is the item's AssetError.
         """
         try:
-            with media_errors(item.uri), store.open_media(item.uri) as file:
-                return probe(file, redact(item.uri)).sample_rate
+            return probe_media(store, item.uri, limits_for(self.context.config, item.size_bytes)).sample_rate
         except AssetError:
             if self.context.config.output_sample_rate == "source":
                 raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack
 
 SHIPPED = {"tiny": Path(__file__).parent / "weights"}
+URL_SCHEMES = ("s3", "gs", "abfs", "az", "s3a", "gcs", "abfss", "file", "memory")
 _END_BYTES = 4 << 20
 
 
@@ -60,6 +61,7 @@ def open_files(name_or_path: str | Path, **access: Unpack[Access]) -> Iterator[F
     if revision is not None and not hub:
         raise CheckpointError(f"model {name!r} is not on the hub, so it has no revision {revision!r}: leave it out")
     if "://" in name:
+        check_url(name)
         if local_files_only and cache_dir is None:
             raise CheckpointError(f"model {name!r}: local_files_only needs cache_dir, which URLs are kept in")
         if cache_dir is not None:
@@ -75,6 +77,20 @@ def open_files(name_or_path: str | Path, **access: Unpack[Access]) -> Iterator[F
         raise CheckpointError(
             f"no model at {name!r}: give {', '.join(map(repr, SHIPPED))}, an existing folder, a URL "
             "(s3://bucket/folder) or a hub name (owner/name)"
+        )
+
+
+def check_url(url: str) -> None:
+    """CheckpointError for a URL that leads elsewhere than to a store: the name may come from a checkpoint's config.
+
+    Left out: http(s), which may be redirected and reach inside a network, and fsspec's chains (`a::b://`), which can
+    name a local file behind an archive.
+    """
+    scheme = url.partition("://")[0]
+    if scheme.lower() not in URL_SCHEMES:
+        raise CheckpointError(
+            f"model {url!r}: {scheme!r} is not read; give a URL of {', '.join(URL_SCHEMES[:3])} or another store, a "
+            "folder, or a hub name"
         )
 
 

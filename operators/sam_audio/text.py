@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import TextEncoderConfig
+from .sources import CheckpointError, check_url
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -113,6 +114,7 @@ def fetch_folder(url: str, cache: str | Path | None = None) -> Path:
     import fsspec
 
     try:
+        check_url(url)
         filesystem, root = fsspec.core.url_to_fs(url.rstrip("/"))
         sizes = {Path(f["name"]).name: f["size"] for f in filesystem.ls(root, detail=True) if f["type"] == "file"}
         weights = next((name for name in _WEIGHTS if name in sizes), None)
@@ -135,7 +137,7 @@ def fetch_folder(url: str, cache: str | Path | None = None) -> Path:
             except OSError:
                 if not folder.is_dir():  # otherwise another process was faster
                     raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, CheckpointError) as error:
         raise TextEncoderError(
             f"text encoder {url!r} cannot be fetched ({error}). Check the URL and the credentials for it"
         ) from error

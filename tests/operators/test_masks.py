@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -173,3 +174,56 @@ def test_late_masks_of_a_long_array_read_little(tmp_path: Path) -> None:
         for index in range(3000, 3010):
             assert np.array_equal(opened.at(index * 0.04).numpy(), masks[index] > 0)
         assert file.taken < 12 * 32 * 32
+
+
+def array_header(shape: str, dtype: str = "|b1") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        array_header("(-1, 9, 14)") + bytes(64),
+        array_header("(9223372036854775807, 9, 14)") + bytes(64),
+        array_header("(1000000000000, 1, 1)") + bytes(64),
+        array_header("(25, 9, 14").replace(b"}", b" ") + bytes(64),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 4096,
+        b"\x93NUMPY\x01\x00\x60\xea" + b"(" * 60_000,
+        b"\x93NUMPY\x01\x00\x76\x00" + b"__import__('os').mkdir('ran')".ljust(117) + b"\n",
+    ],
+    ids=["negative", "overflow", "too many", "unclosed", "endless header", "nested", "expression"],
+)
+def test_array_headers_that_are_nonsense_are_refused_at_once(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "masks.npy"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert refused(path).cause == "bad_mask"
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # not what the header promises
+    finally:
+        tracemalloc.stop()
+
+
+def test_time_stamps_beyond_any_video_are_refused_before_they_are_read(masks: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "masks.npz"
+    array = io.BytesIO()
+    np.save(array, masks)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("masks.npy", array.getvalue())
+        archive.writestr("timestamps_seconds.npy", array_header("(50000000,)", "<f8") + bytes(400_000_000))
+    tracemalloc.start()
+    try:
+        assert refused(path).cause == "bad_mask"
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_archive_whose_directory_points_before_its_beginning_is_refused(masks: np.ndarray, tmp_path: Path) -> None:
+    path = save(tmp_path / "masks.npz", masks, TIMES)
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    content[end + 16 : end + 20] = (2**31).to_bytes(4, "little")  # where the directory is said to begin
+    path.write_bytes(content)
+    assert refused(path).cause == "bad_mask"

@@ -169,7 +169,7 @@ def test_media_under_an_allowed_prefix_is_read_in_ranges(lake: str) -> None:
         file.seek(-10, os.SEEK_END)
         assert file.read() == data[-10:]
         if store.scheme == "s3":
-            assert vars(file)["blocksize"] == MEDIA_BLOCK_BYTES
+            assert file.blocksize == MEDIA_BLOCK_BYTES
 
 
 def test_the_etag_of_media_changes_with_its_content(lake: str) -> None:

@@ -11,11 +11,12 @@ import duckdb_ext
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from jobs import rebuild_tables
-from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
+from pipeline.schema import STEMS_SCHEMA, FailureRow, RunRow, StemRow, utc_now
 from pipeline.storage import StorageError, Store, commit_key
-from pipeline.tables import Tables, rebuild
+from pipeline.tables import Tables, rebuild, storage_options
 
 
 def stem(item: int, *, config_hash: str = "c0ffee", run_id: str = "run-1", **changes: object) -> StemRow:
@@ -227,3 +228,18 @@ def test_an_unreachable_lake_is_reported_without_secrets(s3_server: str, monkeyp
         Tables(Store("s3://lake/wrong-secret")).add_stems([stem(1)])
     assert "table stems" in str(caught.value)
     assert "not-the-right-secret" not in str(caught.value)
+
+
+def test_a_table_of_an_older_version_gets_the_new_columns(lake: str) -> None:
+    tables = Tables(Store(lake))
+    tables.create_missing()
+    old = pa.Table.from_pylist([stem(1).record()], schema=STEMS_SCHEMA)
+    newer = {"judge_overall", "gain_db", "candidates", "windows", "windows_skipped", "predicted_spans_json"}
+    write_deltalake(
+        tables.url("stems"), old.drop_columns(sorted(newer)), mode="overwrite", schema_mode="overwrite",
+        storage_options=storage_options(tables.store),
+    )  # fmt: skip
+    assert tables.add_stems([stem(2, judge_overall=3.5, candidates=4)]) == 1
+    rows = {row["item_id"][-1]: row for row in Tables(Store(lake)).read("stems").to_pylist()}
+    assert (rows["2"]["judge_overall"], rows["2"]["candidates"]) == (3.5, 4)
+    assert rows["1"]["judge_overall"] is None

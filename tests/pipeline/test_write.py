@@ -17,6 +17,7 @@ from pipeline.context import Context
 from pipeline.facts import Facts
 from pipeline.plan import Planner, Work, read_manifest
 from pipeline.schema import FailureRow, StemRow
+from pipeline.storage import Store
 from pipeline.write import WriteStage
 
 RATE = 48_000
@@ -191,3 +192,21 @@ def test_samples_that_are_not_finite_make_a_failure_and_no_stem(tmp_path: Path) 
     (result,) = writing.results((target, residual))
     assert result["kind"] == "failure"
     assert writing.context.store.list("stems") == writing.context.store.list("commits") == []
+
+
+class Collected(Store):
+    """A lake in which the collector deletes a stem of an earlier try just before the marker is put."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        self.delete(StemRow.model_validate_json(data).target_uri.removeprefix(f"{self.root}/"))
+        return super().put_if_absent(key, data)
+
+
+def test_stem_of_an_earlier_try_that_is_collected_before_the_marker_is_stored_again(tmp_path: Path) -> None:
+    job, pair = Writing(tmp_path), stems(3)
+    row = job.stem_row(pair)
+    store = Collected(job.context.lake)
+    store.delete_prefix("commits")  # as if that run had died before its marker
+    item, facts = job.works[0].asset, Facts(3.0)
+    assert WriteStage(job.context).commit(store, item, tmp_path, lambda: [pair], facts).target_uri == row.target_uri
+    assert store.exists(store.key_of(row.target_uri)) and len(store.list("commits")) == 1
