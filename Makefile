@@ -10,7 +10,7 @@ LAKE ?= out/demo/lake
 MODEL ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format train-tiny eval-tiny bench-media bench-pipeline bench-candidates \
+.PHONY: help setup demo test lint format train-tiny eval-tiny bench-media bench-pipeline bench-scale bench-candidates \
 	fuzz faults verify-checkpoint clean
 
 help: ## list the targets
@@ -55,6 +55,9 @@ bench-media: $(STAMP) ## range decoding against whole-file decoding, per format
 
 bench-pipeline: $(STAMP) ## x real time and peak memory of the whole job on 12 minutes and 3 hours
 	@$(BIN)/python tests/bench/bench_pipeline.py
+
+bench-scale: $(STAMP) ## planning and tables at 1,000,000 rows, busy share of 1 to 8 stub actors, memory (20 minutes)
+	@$(BIN)/python tests/bench/bench_scale.py
 
 bench-candidates: $(STAMP) ## CPU time and peak memory of one separation with 1 and 8 candidates, and with skipped windows
 	@$(BIN)/python tests/bench/bench_candidates.py

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from operators.errors import AssetError
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.config import ConfigError
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
 from pipeline.job import Job
 from pipeline.lease import Lease, LeaseLost
 from pipeline.run import BROKEN, OK, WRONG_CONFIG, run
+from pipeline.settings import load_config
 from pipeline.stale import Selection, selections
 from pipeline.storage import StorageError, Store
 from pipeline.superseded import drop

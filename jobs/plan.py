@@ -22,13 +22,14 @@ from jobs.dialogue_extract import PRESET
 from operators.errors import AssetError
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.config import ConfigError
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
 from pipeline.estimate import Survey, assets_of, cost, largest, throughput
 from pipeline.job import open_job
 from pipeline.keys import commit_prefix
 from pipeline.plan import Plan, Planner, read_manifest
 from pipeline.progress import clock
 from pipeline.schema import utc_now
+from pipeline.settings import load_config
 from pipeline.stale import Selection, Verdict, selections
 from pipeline.storage import StorageError
 from pipeline.uris import redact

@@ -150,6 +150,9 @@ def truncated(name: str, found: str) -> AssetError:
 def _stated_seconds(source: AudioSource) -> float | None:
     stream, container = source.stream, source.container
     if source.format == "matroska":
+        # Some programs count the tag from the file's beginning, some from the stream's: only the packets tell.
+        if float((stream.start_time or 0) * source.time_base) > LENGTH_TOLERANCE_SECONDS:
+            return None
         tag = next((v for k, v in stream.metadata.items() if k.upper().startswith("DURATION")), None)
         if tag is not None and (match := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", tag.strip())):
             hours, minutes, seconds = match.groups()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .describe import describe
 from .errors import AssetError
+from .requests import SegmentRequest, SegmentStems, SeparatorOptions, checked_tensor
 from .sam_audio import long_form
 from .sam_audio.anchors import AnchorError, anchor_frames
 from .sam_audio.band_codec import BandCodec
 from .sam_audio.codec import DACVAE
-from .sam_audio.config import LongFormConfig, SolverConfig
+from .sam_audio.config import LongFormConfig
 from .sam_audio.judge import SAMAudioJudgeModel
 from .sam_audio.long_form import Encoded, Excerpt
 from .sam_audio.model import SAMAudio
@@ -29,73 +29,7 @@ from .stereo import wiener
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Channels = Literal["auto", "mono", "each", "wiener"]
-Residual = Literal["generated", "mixture_minus_target"]
-
-
-@dataclass(frozen=True)
-class SeparatorOptions:
-    """What a separation does beside the plain one.
-
-    solver: the configuration's when None. channels: `mono` mixes down; `each` separates every channel on its own, with
-    the same noise; `wiener` turns the mono stems into a gain on every channel's spectrum; `auto` is what the codec does
-    by itself, where that keeps every channel, else `wiener` (`mono` for a mono source). residual: as the model makes
-    it, or the mixture less the target.
-    predict_spans, skip_inactive: see `separate_long`. span_predictor: instead of the configuration's.
-    judge: name or path of a judge, whose scores every result gets. candidates: as many are made, and the one that
-    `ranker` scores highest is kept; with rerank_below only until one reaches that score. ranker: `judge`, `model` (what
-    the model's configuration names) or `sound_activity` (agreement with the spans, given or predicted).
-    """
-
-    solver: SolverConfig | None = None
-    channels: Channels = "auto"
-    residual: Residual = "generated"
-    predict_spans: bool = False
-    skip_inactive: bool = False
-    span_predictor: str | None = None
-    judge: str | None = None
-    candidates: int = 1
-    ranker: Literal["judge", "model", "sound_activity"] = "judge"
-    rerank_below: float | None = None
-    dtype: torch.dtype = torch.float32
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentRequest:
-    """One prompt on one segment.
-
-    waveform: float32 [channels, samples] at the model's rate; sample 0 is at `start_frame * hop_length` of the
-    recording, which has `total_frames` frames. Requests that share the array itself are encoded once.
-    anchors: (token, start_seconds, end_seconds) in the recording's time. video: masked frames, one a latent frame, in
-    groups uint8 [n, 3, H, W]; requests that share the object itself share its features.
-    core: first and last (exclusive) frame of the recording that scores and spans are about; all when None.
-    """
-
-    item_id: str
-    waveform: np.ndarray
-    start_frame: int
-    total_frames: int
-    description: str
-    anchors: tuple[tuple[str, float, float], ...] = ()
-    video: Iterable[Tensor] | None = None
-    core: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SegmentStems:
-    """float32 [channels, samples], as long as the waveform.
-
-    spans: where the sound was predicted to be, in seconds of the recording, inside the core; None without prediction.
-    scores: the judge's. candidates: how many were made. windows, windows_skipped: integrated and left out.
-    """
-
-    target: np.ndarray
-    residual: np.ndarray
-    spans: tuple[tuple[float, float], ...] | None = None
-    scores: JudgeScores | None = None
-    candidates: int = 1
-    windows: int = 0
-    windows_skipped: int = 0
+__all__ = ["SegmentRequest", "SegmentStems", "Separator", "SeparatorOptions"]
 
 
 @dataclass
@@ -175,7 +109,7 @@ class Separator:
         for i, request in enumerate(requests):
             key = id(request.waveform)
             if key not in waveforms:
-                waveforms[key] = wave = _tensor(request.waveform)
+                waveforms[key] = wave = checked_tensor(request.waveform)
                 if not isinstance(wave, AssetError):
                     # One object a channel, whatever the number of prompts: that is what shares their encoding.
                     channels[key] = self._inputs(wave)
@@ -394,19 +328,3 @@ class Separator:
         if ranker is None:
             raise ValueError("candidates > 1 with ranker 'model', and the model's config has no text_ranker")
         return ranker
-
-
-def _tensor(waveform: np.ndarray) -> Tensor | AssetError:
-    if waveform.ndim != 2 or 0 in waveform.shape:
-        return AssetError(
-            "bad_segment",
-            f"waveform has shape {list(waveform.shape)}, expected [channels, samples]",
-            "check that the asset has audio in this stretch",
-        )
-    if not np.isfinite(waveform).all():
-        return AssetError(
-            "not_finite",
-            "the decoded audio holds NaN or infinite samples",
-            "re-encode the asset from its source",
-        )
-    return torch.from_numpy(np.require(waveform, np.float32, ["C", "W"]))

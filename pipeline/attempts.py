@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from operators.errors import AssetError
 from pipeline.keys import attempt_key, attempts_prefix
 from pipeline.metrics import count
 from pipeline.plan import Item
-from pipeline.storage import Store
+from pipeline.storage import StorageError, Store
 
 
 class Attempts:
@@ -41,4 +43,5 @@ class Attempts:
     def __exit__(self, *_: object) -> None:
         # Also after an error: an exception is an answer, and has its own row.
         for key in [*self.earlier, self.note]:
-            self.store.delete(key)
+            with suppress(StorageError):  # one that stays counts as a try; an error here would end the whole run
+                self.store.delete(key)

@@ -36,7 +36,7 @@ def results(
     gpus = _gpus_each(config, separators)
     # Ray tries a task whose worker died again, without end; the notes under attempts/ (see stages) end that.
     left = iter(todo)
-    blocks = []  # in Ray's store, which spills to disk: the driver never holds all of it
+    blocks: list[Any] = []  # in Ray's store, which spills to disk: the driver never holds all of it
     while some := [work.to_json() for work in islice(left, ROWS_PER_BLOCK)]:
         blocks.append(ray.put(pa.table({"work": some})))
     flow = (

@@ -14,12 +14,13 @@ from typing import Any
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.config import ConfigError
 from pipeline import metrics
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
 from pipeline.context import Context, failure_row
 from pipeline.job import Job, open_job
 from pipeline.plan import Plan, Planner, read_manifest
 from pipeline.progress import Progress
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
+from pipeline.settings import load_config
 from pipeline.stale import Selection
 from pipeline.storage import StorageError
 from pipeline.tables import Tables

@@ -139,9 +139,7 @@ class SeparateStage:
         self.separator = (
             separator()
             if separator
-            else Separator(
-                config.model, config.device, context.options, config.windows_per_batch, vision=context.video
-            )
+            else Separator(config.model, config.device, context.options, config.windows_per_batch, vision=context.video)
         )
 
     @measured_batches("separate")

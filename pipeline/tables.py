@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
@@ -46,8 +47,16 @@ _COMMIT_TRIES = 20
 # Delta takes appends of several writers at once, doubles included; without retries of its own the later one fails.
 _EXCLUSIVE = CommitProperties(max_commit_retries=0)
 _REBUILD_BATCH = 10_000
+# What delta-rs says of a network or server that fails, in contrast to a store that refuses.
+_UNSTEADY = re.compile(r"Generic \w+ error")
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds
+_T = TypeVar("_T")
 # Ten pages of a listing: beyond it, several listings at once are worth their requests.
 _MANY_MARKERS = 10_000
+
+
+class StoreUnsteady(StorageError):
+    """The store did not answer, or broke off: it may the next time."""
 
 
 class Tables:
@@ -93,11 +102,15 @@ class Tables:
 
     def committed_item_ids(self, config_hash: str) -> set[str]:
         """Items of a configuration in the stems table; `catch_up` first when a run may have died."""
-        table = self._open("stems")
-        if table is None:
-            return set()
-        with _delta_errors("stems"):
-            return set(self._known["stems"].of(table, config_hash))
+
+        def ids() -> set[str]:
+            table = self._open("stems")
+            if table is None:
+                return set()
+            with _delta_errors("stems"):
+                return set(self._known["stems"].of(table, config_hash))
+
+        return _patiently(ids)
 
     def catch_up(self, config_hash: str) -> int:
         """Insert rows whose marker was written by a run that died before its table commit: how many."""
@@ -113,6 +126,9 @@ class Tables:
         where: tuple[str, str, str] | None = None,
     ) -> pa.Table:
         """The table's rows; none when there is no table yet. `where` is (column, operator, value)."""
+        return _patiently(lambda: self._read(name, columns, where))
+
+    def _read(self, name: TableName, columns: list[str] | None, where: tuple[str, str, str] | None) -> pa.Table:
         table = self._open(name)
         if table is None:
             return pa.Table.from_pylist([], schema=_SCHEMAS[name]).select(columns or _SCHEMAS[name].names)
@@ -127,18 +143,18 @@ class Tables:
     def create_missing(self) -> None:
         """Make the tables that do not exist, so that readers find all three, empty ones too."""
         for name in _SCHEMAS:
-            self._open_or_create(name)  # type: ignore[arg-type]
+            _patiently(lambda name=name: self._open_or_create(name))  # type: ignore[misc]
 
     def compact(self, name: TableName, min_files: int = 64) -> bool:
-        """Join small files once there are many; a conflict with another driver only puts it off."""
-        table = self._open(name)
-        if table is None or len(table.file_uris()) < min_files:
-            return False
-        before = table.version()
+        """Join small files once there are many; a conflict with another driver, or a poor store, only puts it off."""
         try:
+            table = self._open(name)
+            if table is None or len(table.file_uris()) < min_files:
+                return False
+            before = table.version()
             with _delta_errors(name):
                 table.optimize.compact()
-        except CommitFailedError:
+        except (CommitFailedError, StoreUnsteady):
             return False
         if name in self._known:
             self._known[name].rewritten(table, before)
@@ -162,7 +178,13 @@ class Tables:
         return self._commit(name, write)
 
     def _commit(self, name: TableName, write: Callable[[DeltaTable], Any]) -> Any:
-        """Run a write, again on the newest version when another driver's commit came between."""
+        """Run a write, again on the newest version when another driver's commit came between.
+
+        And again when the store failed it: what was written after all is found in the newest version.
+        """
+        return _patiently(lambda: self._commit_once(name, write))
+
+    def _commit_once(self, name: TableName, write: Callable[[DeltaTable], Any]) -> Any:
         for attempt in range(_COMMIT_TRIES):
             with _delta_errors(name):
                 try:
@@ -284,4 +306,16 @@ def _delta_errors(name: str) -> Iterator[None]:
         raise
     except (DeltaError, OSError) as error:
         text = redact(str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__)
-        raise StorageError(f"table {name}: {text}") from None
+        kind = StoreUnsteady if _UNSTEADY.search(text) else StorageError
+        raise kind(f"table {name}: {text}") from None
+
+
+def _patiently(action: Callable[[], _T]) -> _T:
+    """Do it, and again while the store is unsteady: delta-rs gives up sooner than a run should, and at a conditional
+    put without an answer at once."""
+    for pause in _PAUSES:
+        try:
+            return action()
+        except StoreUnsteady:
+            time.sleep(pause * random.uniform(0.5, 1.5))
+    return action()

@@ -84,7 +84,9 @@ def locate(uri: str) -> Location:
         raise _forbidden(f"{redact(uri)}: '.' or '..' in a URI", "write the full path without '.' and '..'")
     if scheme == "file":
         if not path.startswith("/"):
-            raise _forbidden(f"{redact(uri)}: a relative path", "write an absolute path, or a URL such as s3://bucket/key")
+            raise _forbidden(
+                f"{redact(uri)}: a relative path", "write an absolute path, or a URL such as s3://bucket/key"
+            )
         return Location("file", os.path.realpath(path))
     bucket = path.partition("/")[0]
     if not bucket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.keys import commit_key, parts_prefix, stem_key
 from pipeline.metrics import measured
 from pipeline.plan import Item, Work, anchors_text, part_names, stored_parts
 from pipeline.schema import StemRow, utc_now
-from pipeline.storage import Store
+from pipeline.storage import StorageError, Store
 from pipeline.uris import redact
 
 
@@ -45,7 +46,9 @@ class WriteStage:
                 stem = self.write(Path(folder), work, row)
         except Exception as error:  # one item must not end the run
             # Another driver that committed the item deletes its parts, and ours with them, while we join.
-            stem = self.committed(item)
+            stem = None
+            with suppress(StorageError):
+                stem = self.committed(item)
             if stem is None:
                 failure = context.failure(item, "write", error)
                 return {"kind": "failure", "row": failure.model_dump_json(), "audio_seconds": 0.0}

@@ -15,10 +15,11 @@ import soundfile as sf
 from archive import RATE, mixture, write_manifest
 
 from jobs.archive_reprocess import main
-from pipeline.config import JobConfig, load_config
+from pipeline.config import JobConfig
 from pipeline.keys import lease_key
 from pipeline.lease import Lease, LeaseLost
 from pipeline.run import run
+from pipeline.settings import load_config
 from pipeline.storage import Store
 from pipeline.tables import Tables
 

@@ -144,6 +144,17 @@ def test_cover_art_is_not_video(folder: Path) -> None:
             assert not probe(file, path.name).has_video
 
 
+def test_matroska_whose_sound_begins_late_lasts_as_long_as_its_sound(folder: Path) -> None:
+    wav, mkv = folder / "late.wav", folder / "late.mkv"
+    soundfile.write(wav, np.full(3 * RATE, 0.1), RATE)
+    ffmpeg("-i", DEMO / "demo.mp4", "-itsoffset", "0.72", "-i", wav, "-map", "0:v", "-map", "1:a", "-c:v", "copy",
+           "-c:a", "flac", mkv)  # fmt: skip
+    with mkv.open("rb") as file:
+        info = probe(file, mkv.name)
+    assert info.duration_seconds == pytest.approx(3.0, abs=0.03)
+    assert read(mkv, seconds=info.duration_seconds).shape[1] == pytest.approx(3 * RATE, abs=0.03 * RATE)
+
+
 def test_an_mp3_named_wav_is_processed_by_its_content(folder: Path) -> None:
     mp3 = make_media(folder / "content.mp3", "mp3", seconds=2.0)
     path = folder / "really-mp3.wav"

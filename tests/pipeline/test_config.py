@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
 from pipeline.prompts import Anchor, Prompt
+from pipeline.settings import load_config
 
 BASE = ["--manifest", "s3://archive/manifests/films.parquet", "--lake", "s3://lake/dialogue"]
 PLACES: dict[str, Any] = {"manifest": "/archive/films.parquet", "lake": "/lake"}

@@ -11,7 +11,8 @@ from operators.describe import describe
 from operators.errors import AssetError
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.sources import open_files
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
+from pipeline.settings import load_config
 from pipeline.context import Context
 from pipeline.plan import Planner, read_manifest
 from pipeline.storage import Store

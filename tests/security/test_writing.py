@@ -12,7 +12,8 @@ import soundfile
 from operators.describe import describe
 from operators.errors import AssetError
 from operators.segments import Segment
-from pipeline.config import JobConfig, JobConfigError, load_config
+from pipeline.config import JobConfig, JobConfigError
+from pipeline.settings import load_config
 from pipeline.context import Context
 from pipeline.facts import Facts
 from pipeline.plan import Planner, Work
