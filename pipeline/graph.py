@@ -59,7 +59,9 @@ def results(
         .map(
             WriteStage(context).__call__,
             compute=TaskPoolStrategy(size=config.writers or _cpus()),
-            num_cpus=0.5,
+            # Not counted, or it would wait for ever: decoding, and Ray's own splitting of blocks, take every CPU that is
+            # free as long as there is work, and nothing would be committed until they are done.
+            num_cpus=0,
         )
     )
     yield from flow.iter_rows()

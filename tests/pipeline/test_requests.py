@@ -69,8 +69,8 @@ def test_a_short_asset_costs_eleven_writing_requests(requests, tmp_path):
     assert reading <= 10
 
 
-def test_a_segment_of_a_long_asset_costs_thirteen_writing_requests(requests, tmp_path):
+def test_a_segment_of_a_long_asset_costs_twelve_writing_requests_and_the_asset_six(requests, tmp_path):
     segments, writing, reading = cost(requests, tmp_path, 40, 10)
     assert segments == 4
-    assert writing <= 13 * segments
+    assert writing <= 12 * segments + 6
     assert reading <= 20 * segments

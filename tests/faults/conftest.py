@@ -1,0 +1,35 @@
+"""Two rigs: one that fits into `make test`, and the whole one of `make faults`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cuts
+import ledger
+import pytest
+import rig as rigs
+from small_models import small_model
+
+
+def build(folder: Path, endpoint: str, *, count: int, hours: float, bound: float) -> rigs.Rig:
+    model = folder / "model"
+    small_model().save_pretrained(model)
+    media = folder / "media"
+    names = cuts.cut_short(media, count)
+    names.append(cuts.write_long(media / "long.flac", hours))
+    return rigs.Rig(folder, endpoint, [media / name for name in names], model, bound)
+
+
+@pytest.fixture(scope="session")
+def small_rig(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rigs.Rig]:
+    rig = build(tmp_path_factory.mktemp("faults-small"), s3_server, count=10, hours=0.4, bound=110)
+    rig.reports = False
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(scope="session")
+def rig(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rigs.Rig]:
+    rig = build(tmp_path_factory.mktemp("faults"), s3_server, count=200, hours=3, bound=600)
+    yield rig
+    rig.close()
+    ledger.show()
