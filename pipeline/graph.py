@@ -59,8 +59,8 @@ def results(
         .map(
             WriteStage(context).__call__,
             compute=TaskPoolStrategy(size=config.writers or _cpus()),
-            # Not counted, or it would wait for ever: decoding, and Ray's own splitting of blocks, take every CPU that is
-            # free as long as there is work, and nothing would be committed until they are done.
+            # Not counted, or on a small machine it would wait: decoding, and Ray's own splitting of blocks, take every
+            # CPU that is free as long as there is work, and nothing would be committed until they are done.
             num_cpus=0,
         )
     )

@@ -13,12 +13,12 @@ from operators.describe import describe
 from operators.errors import AssetError
 from operators.segments import Segment
 from pipeline.config import JobConfig, JobConfigError
-from pipeline.settings import load_config
 from pipeline.context import Context
 from pipeline.facts import Facts
 from pipeline.plan import Planner, Work
 from pipeline.prompts import parse_prompts
 from pipeline.schema import ManifestRow, StemRow
+from pipeline.settings import load_config
 from pipeline.storage import Store
 from pipeline.write import WriteStage
 
