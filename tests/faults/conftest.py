@@ -19,7 +19,8 @@ def build(folder: Path, endpoint: str, *, count: int, hours: float, bound: float
     return rigs.Rig(folder, endpoint, [media / name for name in names], model, bound)
 
 
-@pytest.fixture(scope="session")
+# Gone with its module: what runs after it needs the processors.
+@pytest.fixture(scope="module")
 def small_rig(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rigs.Rig]:
     rig = build(tmp_path_factory.mktemp("faults-small"), s3_server, count=10, hours=0.4, bound=110)
     rig.reports = False
