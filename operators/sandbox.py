@@ -264,7 +264,8 @@ def _forker_here() -> _Forker:
 
 
 @atexit.register
-def _end() -> None:
+def close() -> None:
+    """End this process's helpers; the next call starts others."""
     if _forker.owner == os.getpid():
         _forker.close()
 

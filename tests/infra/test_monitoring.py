@@ -24,6 +24,7 @@ import yaml
 from archive import write_good, write_manifest
 
 from operators.describe import describe
+from operators.sam_audio.config import SolverConfig
 from pipeline.config import JobConfig
 from pipeline.keys import attempt_key
 from pipeline.metrics import MEASURES, PREFIX
@@ -38,6 +39,7 @@ needs_prometheus = pytest.mark.skipif(
     not (PROMETHEUS and PROMTOOL), reason="prometheus and promtool are missing: apt-get install prometheus"
 )
 SEGMENT_SECONDS = 4.0
+STEPS = 100  # slow enough for several scrapes between the first result and the last: a speed is made of two
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 EXPRESSIONS = [
     (f"{panel['title']}: {target['legendFormat']}", target["expr"])
@@ -203,8 +205,9 @@ def live(tmp_path_factory) -> Iterator[Queries]:
     (media / "text.wav").write_text("a shopping list\n" * 99)
     manifest = write_manifest(media, [*good, "text.wav"], folder / "m.parquet")
     config = JobConfig(
-        manifest=str(manifest), lake=str(lake), descriptions=("speech",), segment_seconds=SEGMENT_SECONDS
-    )
+        manifest=str(manifest), lake=str(lake), descriptions=("speech",), segment_seconds=SEGMENT_SECONDS,
+        solver_method="midpoint", solver_steps=STEPS,
+    )  # fmt: skip
     leave_a_note_of_a_dead_worker(config)
 
     gcs, dashboard, agent, client, metrics, prometheus = free_ports(6)
@@ -218,6 +221,7 @@ def live(tmp_path_factory) -> Iterator[Queries]:
     server += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{prometheus}"]
     job = [sys.executable, str(ROOT / "jobs" / "separate.py"), "--manifest", str(manifest), "--lake", str(lake)]
     job += ["--segment-seconds", str(SEGMENT_SECONDS), "--segments-per-batch", "1", "--descriptions", "speech"]
+    job += ["--solver-method", "midpoint", "--solver-steps", str(STEPS)]
     queries = Queries(f"http://127.0.0.1:{prometheus}", f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}")
     with ray_head(head, metrics, folder / "ray.log", environment), process(server, folder / "prometheus.log"):
         wait_for(lambda: queries.drawn("sum(ray_node_mem_total)"), "Ray's metrics through Prometheus")
@@ -232,7 +236,7 @@ def live(tmp_path_factory) -> Iterator[Queries]:
 
 def leave_a_note_of_a_dead_worker(config: JobConfig) -> None:
     """What a worker leaves that died in the first segment of an item."""
-    facts = describe(config.model)
+    facts = describe(config.model, SolverConfig("midpoint", 1 / STEPS))
     store = Store(config.lake, config.read_prefixes)
     plan = Planner(config, store, facts, config.config_hash(facts.version), set()).plan(read_manifest(config.manifest))
     store.write_bytes(attempt_key(next(iter(plan.open_items)), 0, "separate"), b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,9 +38,12 @@ def works() -> bool:
 
 
 def helpers() -> list[psutil.Process]:
-    family = psutil.Process().children(recursive=True)
-    alive = [p for p in family if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in alive if "operators.sandbox_helper" in p.cmdline()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while we looked
+            if process.status() != psutil.STATUS_ZOMBIE and "operators.sandbox_helper" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_arrays_bytes_and_plain_values_come_back() -> None:

@@ -15,6 +15,7 @@ import pytest
 import soundfile as sf
 from archive import RATE, mixture, write_manifest
 
+from operators import sandbox
 from operators.describe import describe
 from pipeline.config import JobConfig
 from pipeline.context import Context
@@ -97,12 +98,12 @@ def decode(config: JobConfig) -> dict[str, str]:
 
 def test_a_decoder_that_is_stopped_is_ended_and_the_next_file_is_read(tmp_path: Path) -> None:
     config = job(tmp_path, recordings(tmp_path, 4), decode_seconds=2)
+    sandbox.close()  # of other tests: one of theirs could be hit, and never be asked again
     with meddling(signal.SIGSTOP) as hit:
         causes = decode(config)
     assert hit
-    assert sorted(causes.values()) in (["", "", "", "decoder_hung"], [""] * 4)
-    if "decoder_hung" not in causes.values():  # it was stopped between two files: then the next one found it so
-        pytest.fail("the stopped process was never noticed")
+    # Stopped while it read a file, or between two: then the next one finds it so.
+    assert sorted(causes.values()) == ["", "", "", "decoder_hung"]
 
 
 def test_a_decoder_that_is_killed_once_costs_nothing(tmp_path: Path) -> None:
