@@ -42,7 +42,7 @@ from operators.sam_audio import CheckpointError
 from pipeline.config import JobConfigError
 from pipeline.filesystems import is_storage_problem, short
 from pipeline.keys import safe_name
-from pipeline.plan import read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.schema import FAILURES_SCHEMA, FailureRow, ManifestRow, to_table, utc_now
 from pipeline.storage import StorageError, Store, media_errors
 from pipeline.uris import redact

@@ -26,7 +26,8 @@ from pipeline.config import JobConfig, JobConfigError
 from pipeline.estimate import Survey, assets_of, cost, largest, throughput
 from pipeline.job import open_job
 from pipeline.keys import commit_prefix
-from pipeline.plan import Plan, Planner, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan, Planner
 from pipeline.progress import clock
 from pipeline.schema import utc_now
 from pipeline.settings import load_config

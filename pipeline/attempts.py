@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from operators.errors import AssetError
+from pipeline.items import Item
 from pipeline.keys import attempt_key, attempts_prefix
 from pipeline.metrics import count
-from pipeline.plan import Item
 from pipeline.storage import StorageError, Store
 
 

@@ -18,7 +18,8 @@ from operators.sam_audio.config import SolverConfig
 from operators.segments import Segment, cut
 from operators.separator import SeparatorOptions
 from pipeline.config import JobConfig
-from pipeline.plan import Item, Work, core_and_halo
+from pipeline.items import Item, Work
+from pipeline.plan import core_and_halo
 from pipeline.schema import FailureRow, utc_now
 from pipeline.storage import StorageError, Store
 from pipeline.uris import redact

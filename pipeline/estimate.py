@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import JobConfig
-from pipeline.plan import Item, Plan
+from pipeline.items import Item
+from pipeline.plan import Plan
 from pipeline.tables import Tables
 from pipeline.uris import redact
 

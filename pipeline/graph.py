@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from pipeline.config import JobConfig
 from pipeline.context import Context
-from pipeline.plan import Work
+from pipeline.items import Work
 from pipeline.stages import DecodeStage, SeparateStage, threads_per_actor
 from pipeline.write import WriteStage
 

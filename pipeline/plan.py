@@ -1,8 +1,4 @@
-"""From a manifest to the segments that are still to be done.
-
-An item is an asset with a prompt under a configuration. Its id comes from those alone, so any driver, at any time,
-plans the same items; what the commit markers and the stored parts say is done is left out.
-"""
+"""From a manifest to the segments that are still to be done: what markers and stored parts say is done is left out."""
 
 from __future__ import annotations
 
@@ -12,25 +8,22 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.dataset as pds
-
 from operators.describe import ModelFacts
 from operators.errors import AssetError
-from operators.segments import Segment, cut
+from operators.segments import cut
 from pipeline.config import JobConfig, JobConfigError
-from pipeline.decode import limits_for, probe_media
-from pipeline.filesystems import filesystem
-from pipeline.keys import part_key, parts_prefix
-from pipeline.prompts import Anchor, Prompt, anchors_json
+from pipeline.items import Item, Rejected, Task, Work, item_id, whole_parts
+from pipeline.keys import parts_prefix
+from pipeline.manifest import complete
+from pipeline.prompts import Prompt
 from pipeline.schema import ManifestRow
 from pipeline.storage import Store
 from pipeline.todo import Todo
-from pipeline.uris import locate, redact
+from pipeline.uris import redact
 
 # Probes wait for the object store, not for the processor.
 PROBES = 16
@@ -38,81 +31,10 @@ PROBES = 16
 AHEAD = 1024
 # A halo of one window on either side is then 9 % of the work.
 SEGMENT_WINDOWS = 20
-# Beyond this a header lies; the work for it would fill the driver's memory.
-MAX_HOURS = 1000
 # A span may end with a recording whose length was rounded.
 SPAN_TOLERANCE_SECONDS = 0.5
 # Masked video is heavier than sound by far: shorter segments bound what travels, at the price of more halo.
 VIDEO_SEGMENT_WINDOWS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One asset with one prompt: the unit of work and of commit."""
-
-    item_id: str
-    asset_id: str
-    uri: str
-    etag: str
-    size_bytes: int
-    duration_seconds: float
-    description: str
-    anchors: tuple[tuple[str, float, float], ...]
-    metadata_json: str | None
-    segment_count: int
-    target_label: str
-    residual_label: str
-    mask_uri: str | None = None
-    mask_etag: str | None = None
-
-    @property
-    def noise_key(self) -> str:
-        """What the noise depends on beside the frame: not the configuration, so that segments can be cut anew."""
-        identity = [self.asset_id, self.etag, self.size_bytes, self.description, self.anchors]
-        if self.mask_uri is not None:
-            identity.append(self.mask_etag)
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One segment of one asset and the items that want it; without a segment their parts are only to be joined."""
-
-    items: tuple[Item, ...]
-    segment: Segment | None
-    total_frames: int
-
-    @property
-    def asset(self) -> Item:
-        """Any of the items: they share the asset."""
-        return self.items[0]
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Work:
-        values = json.loads(text)
-        items = tuple(
-            Item(**{**item, "anchors": tuple(tuple(anchor) for anchor in item["anchors"])}) for item in values["items"]
-        )
-        segment = values["segment"]
-        return cls(items, Segment(**segment) if segment else None, values["total_frames"])
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A manifest row, or an item of it, that cannot be planned."""
-
-    item_id: str
-    asset_id: str
-    uri: str
-    metadata_json: str | None
-    error: AssetError
-
-    def __post_init__(self) -> None:
-        # Its trace holds every frame that it passed: kilobytes a row, and a manifest can be wrong a million times.
-        self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
 
 
 @dataclass
@@ -130,88 +52,6 @@ class Plan:
         """Items to do, by id; made once, when `todo` is there."""
         items = self.todo.items if isinstance(self.todo, Todo) else (i for work in self.todo for i in work.items)
         return {item.item_id: item for item in items}
-
-
-def read_manifest(url: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
-    """Records of a manifest (a Parquet file or a folder of them). Raises JobConfigError when there is none."""
-    location = locate(url)
-    try:
-        dataset = pds.dataset(location.path, filesystem=filesystem(location.scheme), format="parquet")
-        missing = {"asset_id", "uri"} - set(dataset.schema.names)
-        if missing:
-            raise JobConfigError(
-                f"manifest {url} has no column {' and no column '.join(sorted(missing))}; "
-                "make it with jobs/build_manifest.py, or add the columns"
-            )
-        left = limit
-        for batch in dataset.to_batches(batch_size=4096):
-            yield from _records(batch, url)[:left]
-            if left is not None:
-                left -= min(left, len(batch))
-                if not left:
-                    return
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise JobConfigError(
-            f"manifest {url} cannot be read ({first}); give a Parquet file or a folder of them"
-        ) from None
-
-
-def _records(batch: pa.RecordBatch, url: str) -> list[dict[str, Any]]:
-    """Rows of a batch. JobConfigError for a column with values that Python has none for: text that is no UTF-8, years
-    beyond 9999."""
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError):
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            try:
-                column.to_pylist()
-            except (ValueError, OverflowError) as error:
-                raise JobConfigError(
-                    f"manifest {redact(url)}: column {name} cannot be read ({str(error)[:200]}); correct or drop it"
-                ) from None
-        raise
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt as one row wants it done: with the names of its stems, and the version of its mask."""
-
-    prompt: Prompt
-    target_label: str
-    residual_label: str
-    mask_etag: str | None = None
-
-
-def item_id(row: ManifestRow, task: Task, config_hash: str) -> str:
-    """32 hex digits of all that identifies an item."""
-    version = row.etag or f"size-{row.size_bytes}"
-    prompt = task.prompt
-    identity = [
-        *(row.asset_id, row.uri, version, config_hash, prompt.description, [list(a) for a in prompt.anchors]),
-        *(prompt.mask_uri, task.mask_etag, task.target_label, task.residual_label),
-    ]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-
-
-def complete(row: ManifestRow, store: Store, config: JobConfig) -> ManifestRow:
-    """The row with what it did not say: source version, duration, channels. Raises AssetError."""
-    if row.etag is None or row.size_bytes is None:
-        found = store.stat_media(row.uri)
-        row = row.model_copy(update={"etag": row.etag or found.etag, "size_bytes": found.size_bytes})
-    if row.duration_seconds is None:
-        info = probe_media(store, row.uri, limits_for(config, row.size_bytes))
-        row = row.model_copy(update={"duration_seconds": info.duration_seconds, "channels": info.channels})
-    if not row.duration_seconds:
-        raise AssetError("empty_file", f"{redact(row.uri)} lasts 0 s", "take the row out of the manifest")
-    if row.duration_seconds > MAX_HOURS * 3600:
-        raise AssetError(
-            "bad_duration",
-            f"asset {row.asset_id!r} is said to last {row.duration_seconds / 3600:.0f} h",
-            f"correct duration_seconds; recordings of more than {MAX_HOURS} h must be cut first",
-            field="duration_seconds",
-        )
-    return row
 
 
 def core_and_halo(config: JobConfig, facts: ModelFacts, video: bool = False) -> tuple[int, int]:
@@ -452,28 +292,6 @@ class Planner:
         return works
 
 
-def part_names(config_hash: str, item: Item, index: int) -> tuple[str, str, str]:
-    """Keys of a segment's target, residual and facts. Sound is float WAV: overs survive the join."""
-    count = item.segment_count
-    return (
-        part_key(config_hash, item.item_id, index, count, "target", "wav"),
-        part_key(config_hash, item.item_id, index, count, "residual", "wav"),
-        part_key(config_hash, item.item_id, index, count, "facts", "json"),
-    )
-
-
-def stored_parts(store: Store, config_hash: str, item: Item) -> set[int]:
-    """Segments of which both stems and the facts are stored."""
-    return whole_parts(set(store.list(parts_prefix(config_hash, item.item_id))), config_hash, item)
-
-
-def whole_parts(keys: set[str], config_hash: str, item: Item) -> set[int]:
-    """Segments all of whose parts are among the keys."""
-    if not keys:
-        return set()
-    return {i for i in range(item.segment_count) if set(part_names(config_hash, item, i)) <= keys}
-
-
 def _asks_store(record: dict[str, Any]) -> bool:
     """Whether planning a row may wait for the store: its file's version or length, or masks."""
     known = (record.get(name) for name in ("etag", "size_bytes", "duration_seconds"))
@@ -489,7 +307,3 @@ def _bare(error: AssetError) -> AssetError:
 
 def _answer(planned: Future[_Planned] | _Planned) -> _Planned:
     return planned.result() if isinstance(planned, Future) else planned
-
-
-def anchors_text(item: Item) -> str | None:
-    return anchors_json([Anchor(*anchor) for anchor in item.anchors])

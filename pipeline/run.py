@@ -17,7 +17,8 @@ from pipeline import metrics
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.context import Context, failure_row
 from pipeline.job import Job, open_job
-from pipeline.plan import Plan, Planner, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan, Planner
 from pipeline.progress import Progress
 from pipeline.schema import FailureRow, RunRow, StemRow, utc_now
 from pipeline.settings import load_config

@@ -21,9 +21,9 @@ from pipeline.attempts import Attempts
 from pipeline.context import Context
 from pipeline.decode import decode_media, limits_for, masked_video
 from pipeline.facts import Facts
+from pipeline.items import Item, Work
 from pipeline.keys import commit_key
 from pipeline.metrics import BusyClock, count, measured, measured_batches
-from pipeline.plan import Item, Work
 from pipeline.schema import FailureRow
 from pipeline.storage import Store
 from pipeline.uris import redact

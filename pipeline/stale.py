@@ -20,9 +20,10 @@ from typing import Any
 
 from operators.errors import AssetError
 from pipeline.config import JobConfig
+from pipeline.items import Task
 from pipeline.job import Job
 from pipeline.keys import attempts_prefix
-from pipeline.plan import PROBES, Plan, Task
+from pipeline.plan import PROBES, Plan
 from pipeline.prompts import anchors_json
 from pipeline.schema import ManifestRow, bare_etag
 from pipeline.storage import Store

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
-    from pipeline.plan import Item, Work
+    from pipeline.items import Item, Work
 
 
 class Todo(Sequence["Work"]):

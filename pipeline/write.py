@@ -20,9 +20,9 @@ from operators.segments import Joiner, Segment
 from pipeline.context import Context
 from pipeline.decode import limits_for, probe_media
 from pipeline.facts import Facts, merge
+from pipeline.items import Item, Work, anchors_text, part_names, stored_parts
 from pipeline.keys import commit_key, parts_prefix, stem_key
 from pipeline.metrics import measured
-from pipeline.plan import Item, Work, anchors_text, part_names, stored_parts
 from pipeline.schema import StemRow, utc_now
 from pipeline.storage import StorageError, Store
 from pipeline.uris import redact

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from operators.describe import describe
 from pipeline.config import JobConfig
 from pipeline.graph import ROWS_PER_BLOCK
-from pipeline.plan import Planner, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Planner
 from pipeline.storage import Store
 
 CHUNK = 100_000

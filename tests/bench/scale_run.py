@@ -26,7 +26,8 @@ from pipeline import graph
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.job import open_job
-from pipeline.plan import Planner, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Planner
 from pipeline.progress import Progress
 from pipeline.run import Recorder
 from pipeline.schema import StemRow

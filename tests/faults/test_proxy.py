@@ -12,7 +12,7 @@ from lake_rows import stem_row
 from proxy import Fault, Proxy, segfault
 
 from pipeline.attempts import Attempts
-from pipeline.plan import Item
+from pipeline.items import Item
 from pipeline.storage import StorageError, Store
 from pipeline.tables import Tables
 

@@ -25,7 +25,8 @@ from operators.segments import Segment
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.decode import limits_for, masked_video
-from pipeline.plan import Planner, Work
+from pipeline.items import Work
+from pipeline.plan import Planner
 from pipeline.schema import FailureRow
 from pipeline.stages import DecodeStage
 

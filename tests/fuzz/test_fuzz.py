@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import JobConfigError
-from pipeline.plan import read_manifest
+from pipeline.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 MINIMUM_CASES = 2000

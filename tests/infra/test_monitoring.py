@@ -27,8 +27,9 @@ from operators.describe import describe
 from operators.sam_audio.config import SolverConfig
 from pipeline.config import JobConfig
 from pipeline.keys import attempt_key
+from pipeline.manifest import read_manifest
 from pipeline.metrics import MEASURES, PREFIX
-from pipeline.plan import Planner, read_manifest
+from pipeline.plan import Planner
 from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]

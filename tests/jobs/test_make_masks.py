@@ -18,7 +18,7 @@ from operators.errors import AssetError
 from operators.masklets import ObjectPrompt
 from operators.video import masked_frames
 from pipeline.filesystems import filesystem
-from pipeline.plan import read_manifest
+from pipeline.manifest import read_manifest
 from pipeline.schema import FAILURES_SCHEMA, ManifestRow
 from pipeline.storage import Store
 

@@ -12,7 +12,8 @@ from lake_rows import NOON
 
 from pipeline.config import JobConfig
 from pipeline.estimate import Survey, cost, largest, throughput
-from pipeline.plan import Item, Plan, Work
+from pipeline.items import Item, Work
+from pipeline.plan import Plan
 from pipeline.schema import RunRow
 from pipeline.storage import Store
 from pipeline.tables import Tables

@@ -11,7 +11,8 @@ from operators.describe import ModelFacts, describe
 from operators.sam_audio.config import SolverConfig
 from operators.separator import Separator, SeparatorOptions
 from pipeline.config import JobConfig
-from pipeline.plan import Plan, Planner, part_names
+from pipeline.items import part_names
+from pipeline.plan import Plan, Planner
 from pipeline.storage import Store
 
 SECONDS = {"long.wav": 26.013, "short.wav": 9.013}

@@ -12,8 +12,10 @@ from operators.media import StemWriter
 from pipeline.attempts import Attempts
 from pipeline.config import JobConfig
 from pipeline.context import Context
+from pipeline.items import Work, part_names
 from pipeline.keys import attempt_key
-from pipeline.plan import Plan, Planner, Work, part_names, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan, Planner
 from pipeline.schema import FailureRow, StemRow
 from pipeline.stages import DecodeStage, SeparateStage
 from pipeline.write import WriteStage

@@ -16,9 +16,10 @@ from lake_rows import commit, failure_row, stem_row
 from operators.describe import describe
 from operators.errors import AssetError
 from pipeline.config import JobConfig
+from pipeline.items import Rejected, Task, item_id
 from pipeline.job import Job
 from pipeline.keys import attempt_key
-from pipeline.plan import Plan, Planner, Rejected, Task, item_id
+from pipeline.plan import Plan, Planner
 from pipeline.prompts import Prompt
 from pipeline.schema import STEMS_SCHEMA, ManifestRow
 from pipeline.stale import History, Selection, Verdict, refreshed

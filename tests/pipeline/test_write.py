@@ -15,7 +15,9 @@ from operators.resample import resample_range
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.facts import Facts
-from pipeline.plan import Planner, Work, read_manifest
+from pipeline.items import Work
+from pipeline.manifest import read_manifest
+from pipeline.plan import Planner
 from pipeline.schema import FailureRow, StemRow
 from pipeline.storage import Store
 from pipeline.write import WriteStage

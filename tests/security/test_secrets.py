@@ -13,7 +13,8 @@ from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.sources import open_files
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.context import Context
-from pipeline.plan import Planner, read_manifest
+from pipeline.manifest import read_manifest
+from pipeline.plan import Planner
 from pipeline.settings import load_config
 from pipeline.storage import Store
 from pipeline.uris import redact

@@ -15,7 +15,8 @@ from operators.segments import Segment
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.context import Context
 from pipeline.facts import Facts
-from pipeline.plan import Planner, Work
+from pipeline.items import Work
+from pipeline.plan import Planner
 from pipeline.prompts import parse_prompts
 from pipeline.schema import ManifestRow, StemRow
 from pipeline.settings import load_config
