@@ -1,4 +1,4 @@
-"""Two rigs: one that fits into `make test`, and the whole one of `make faults`."""
+"""Two rigs: a small one for a first look, and the whole one of `make faults`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""A few of the faults on a small archive, for every `make test`; `make faults` has all of them on a large one."""
+"""A few of the faults on a small archive: two minutes that tell before `make faults` takes its time over a large one.
+
+`make test` has test_kill instead, on one node.
+"""
 
 import time
 
@@ -7,6 +10,7 @@ import rig as rigs
 from proxy import Fault
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_killed_actor_decoder_and_writer_lose_and_double_nothing(small_rig: rigs.Rig) -> None:
     assert small_rig.reference
