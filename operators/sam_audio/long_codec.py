@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import flow
 from .band_codec import BandCodec
+from .spans import span_frames
 
 if TYPE_CHECKING:
     from .model import SAMAudio
@@ -76,7 +77,7 @@ def decode(
     # The same bits for every piece of every excerpt of this item.
     message = (flow.noise(f"{key}#watermark", 2, 16) > 0).float().to(model.device)
     whole = covered is None or bool(covered.all())
-    runs = [(0, len(z))] if whole else _runs(covered)  # type: ignore[arg-type]
+    runs = [(0, len(z))] if whole else span_frames(covered)  # type: ignore[arg-type]
     out: dict[str, Tensor] = {}
     for first, last in runs:
         wave = waveform[:, first * hop : last * hop]
@@ -124,17 +125,11 @@ def _decode_run(
     return {name: out[rows.index(STEMS.index(name))] for name in stems}
 
 
-def _runs(covered: Tensor) -> list[tuple[int, int]]:
-    """[first, last) of every stretch of True."""
-    edges = torch.diff(covered.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
-
-
 def _gain(covered: Tensor, hop: int, samples: int) -> Tensor:
     """1 where something was separated, 0 elsewhere, [samples]; the ramp lies in the first and last covered frame."""
     gain = covered.float().repeat_interleave(hop)
     ramp = (torch.arange(hop) + 0.5) / hop
-    for first, last in _runs(covered):
+    for first, last in span_frames(covered):
         if first > 0:
             gain[first * hop : (first + 1) * hop] = ramp
         if last < len(covered):

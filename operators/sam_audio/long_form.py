@@ -20,6 +20,7 @@ from .conditions import Conditions
 from .config import LongFormConfig, SolverConfig
 from .long_codec import codec_reach
 from .model import SAMAudio
+from .spans import active_frames, span_frames
 from .windows import Merge, Window, stack, windows_inside
 
 
@@ -170,8 +171,6 @@ def with_predicted_spans(
     open_ = [e for e in excerpts if not e.anchors and e.description.strip()]
     if not open_:
         return list(excerpts)
-    from .spans import active_frames, span_frames  # with transformers, which other recordings do without
-
     predictor, codec = model.span_predictor, model.config.audio_codec
     windows, offsets, rows = _windows(model, open_)
     audio = torch.cat([encoded.latents[id(e.waveform)] for e in open_])

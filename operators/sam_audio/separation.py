@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import flow
+from . import flow, spans
 from .anchors import Anchor, align_batch
 from .conditions import Conditions
 from .config import BandCodecConfig
@@ -121,8 +121,6 @@ def encode(model: SAMAudio, batch: Batch) -> Tensor:
 
 def with_predicted_spans(model: SAMAudio, batch: Batch, latents: Tensor) -> Batch:
     """The batch with a "+" anchor for every span in which the predictor hears the description."""
-    from . import spans  # with transformers, which other recordings do without
-
     logits = model.span_predictor.logits(latents, batch.audio_pad_mask, batch.descriptions)
     found = spans.spans(logits, hop_length=batch.hop_length, sample_rate=batch.audio_sampling_rate)
     anchors: list[list[Anchor]] = [[("+", start, end) for start, end in item] for item in found]
@@ -191,16 +189,16 @@ def _encode_video(model: SAMAudio, batch: Batch) -> Tensor | None:
 
 def _rank(model: SAMAudio, ranker: Ranker, targets: Tensor, batch: Batch, lengths: list[int]) -> Tensor:
     b, k, _ = targets.shape
-    spans = None
+    wanted = None
     if batch.anchors is not None:
-        spans = [[(s, e) for token, s, e in item if token == "+"] for item in batch.anchors]
+        wanted = [[(s, e) for token, s, e in item if token == "+"] for item in batch.anchors]
     scores = ranker(
         extracted_audio=[targets[i, :, :n] for i, n in enumerate(lengths)],
         input_audio=[batch.audios[i, :, :n].expand(k, -1) for i, n in enumerate(lengths)],
         descriptions=batch.descriptions,
         videos=batch.masked_video,
         sample_rate=model.sample_rate,
-        spans=spans,
+        spans=wanted,
     )
     if scores.shape != (b, k):
         raise ValueError(f"the ranker gave scores {list(scores.shape)}, expected {[b, k]}")
