@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +51,12 @@ def recordings(folder: Path, count: int) -> list[str]:
 
 
 @contextmanager
-def meddling(sent: signal.Signals) -> Iterator[list[int]]:
-    """Sends a signal to the first process that reads a file on anybody's behalf below this one."""
-    hit: list[int] = []
+def meddling(sent: signal.Signals) -> Iterator[list[psutil.Process]]:
+    """Sends a signal to the first process that reads a file on anybody's behalf below this one.
+
+    In the end that process is killed: stopped between two files, it would wait for those of a later test.
+    """
+    hit: list[psutil.Process] = []
     over = threading.Event()
 
     def meddle() -> None:
@@ -64,7 +67,7 @@ def meddling(sent: signal.Signals) -> Iterator[list[int]]:
                     child = parent is not None and "operators.sandbox_helper" in parent.cmdline()
                     if child and process.status() != psutil.STATUS_ZOMBIE:
                         process.send_signal(sent)
-                        hit.append(process.pid)
+                        hit.append(process)
                         break
                 except psutil.Error:
                     continue
@@ -77,6 +80,9 @@ def meddling(sent: signal.Signals) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+        for process in hit:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def decode(config: JobConfig) -> dict[str, str]:
