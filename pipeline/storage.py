@@ -123,11 +123,15 @@ class Store:
         return f"{self._root}/{_checked(key)}"
 
     def exists(self, key: str) -> bool:
+        fs = filesystem(self.scheme)
+        # `info` of a missing key lists a folder of that name, for ten times the price of the HEAD before it.
+        ask = fs.metadata if self.scheme == "s3" else fs.info
         with _lake_errors(key):
             try:
-                return bool(filesystem(self.scheme).info(self._path(key)))
+                ask(self._path(key))
             except FileNotFoundError:
                 return False
+        return True
 
     def size(self, key: str) -> int:
         with _lake_errors(key):

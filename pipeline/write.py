@@ -84,10 +84,12 @@ class WriteStage:
 
     def committed(self, item: Item) -> StemRow | None:
         """The item's row, if some writer has committed it."""
-        marker = commit_key(self.context.config_hash, item.item_id)
-        if not self.context.store.exists(marker):
+        try:
+            return StemRow.model_validate_json(
+                self.context.store.read_bytes(commit_key(self.context.config_hash, item.item_id))
+            )
+        except FileNotFoundError:
             return None
-        return StemRow.model_validate_json(self.context.store.read_bytes(marker))
 
     def joined(
         self, store: Store, segments: Sequence[Segment], names: Sequence[Sequence[str]], folder: Path

@@ -62,15 +62,15 @@ def cost(requests: Counter[str], folder: Path, seconds: float, segment_seconds: 
     return len(plan.todo), writing, sum(requests.values()) - writing - requests["DeleteObject"]
 
 
-def test_a_short_asset_costs_eleven_writing_requests(requests, tmp_path):
+def test_a_short_asset_costs_ten_writing_requests(requests, tmp_path):
     segments, writing, reading = cost(requests, tmp_path, 3, 10)
     assert segments == 1
-    assert writing <= 11
+    assert writing <= 10
     assert reading <= 10
 
 
-def test_a_segment_of_a_long_asset_costs_twelve_writing_requests_and_the_asset_six(requests, tmp_path):
+def test_a_segment_of_a_long_asset_costs_eleven_writing_requests_and_the_asset_five(requests, tmp_path):
     segments, writing, reading = cost(requests, tmp_path, 40, 10)
     assert segments == 4
-    assert writing <= 12 * segments + 6
-    assert reading <= 20 * segments
+    assert writing <= 11 * segments + 5
+    assert reading <= 13 * segments
