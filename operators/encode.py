@@ -134,9 +134,12 @@ class StemWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if error is not None:
-            self.path.unlink(missing_ok=True)
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):  # the first error is the one to tell: `close` itself may have raised it
+            self.close()
+        self.path.unlink(missing_ok=True)
 
 
 class Quantiser:

@@ -15,11 +15,13 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 path, kind, low, high = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 noise = (np.random.default_rng(0).standard_normal((1, high)) * 0.2).astype(np.float32)
 refused, whole, broken = 0, 0, []
-for length in range(low, high, (high - low) // 40):
+for length in range(low, high, (high - low) // 40 | 1):
     try:
         with StemWriter(path, 6000, 1, kind) as writer:
             for start in range(0, length, 3000):
                 writer.write(noise[:, start : min(start + 3000, length)])
+            if length % 2:  # as who wants the report does: the end of the `with` must not hide what that raises
+                writer.close()
     except OSError:
         refused += 1
         continue
