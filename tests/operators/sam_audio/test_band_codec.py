@@ -4,9 +4,9 @@ import pytest
 import soundfile as sf
 import torch
 
+from operators.evaluation.metrics import si_sdr
 from operators.sam_audio.band_codec import BandCodec, band_matrix
 from operators.sam_audio.config import BandCodecConfig
-from operators.sam_audio.training.evaluate import si_sdr
 
 MEDIA = Path(__file__).parents[3] / "jobs" / "demo_media"
 

@@ -1,0 +1,1 @@
+"""Judging separators: sets of mixtures, systems that separate them, metrics, and a page that shows the outcome."""
