@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= out/training-data
 MINUTES ?= 90
+JUDGE_STEPS ?= 3000
+STEPS ?= 4000
+SPANS ?= out/train-spans/best
 MEDIA ?= out/demo/media
 LAKE ?= out/demo/lake
 MODEL ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format train-tiny eval-tiny bench-media bench-pipeline bench-scale bench-candidates \
+.PHONY: help setup demo test lint format train-tiny eval-tiny train-judge eval-judge train-spans eval-spans \
+	bench-media bench-pipeline bench-scale bench-candidates \
 	fuzz faults verify-checkpoint clean
 
 help: ## list the targets
@@ -24,7 +28,7 @@ $(STAMP): pyproject.toml infra/ffmpeg.sh
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
 	  || { echo "setup: $(PYTHON) is no Python 3.11 or 3.12; install one and run: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,train]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,train,evaluate]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## dialogue extraction on real media, into a lake under out/demo
@@ -46,9 +50,28 @@ train-tiny: $(STAMP) ## fetch the training audio, train the small model for MINU
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
 	@$(BIN)/python -m operators.sam_audio.training.train $(DATA) --out out/train-tiny --minutes $(MINUTES)
 
-eval-tiny: $(STAMP) ## SI-SDR improvement of the small model and of two public denoisers on held-out mixes
+eval-tiny: $(STAMP) ## the small model beside two public denoisers on held-out mixes, against its targets; table and page
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
-	@$(BIN)/python -m operators.sam_audio.training.evaluate $(DATA) --out out/eval-tiny.json
+	@$(BIN)/python -m operators.evaluation.tiny $(DATA) --out out/eval-tiny.json
+
+train-spans: $(STAMP) ## fetch the training audio, train the small span predictor (STEPS), write weights and figures
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.sam_audio.training.train_spans $(DATA) --out out/train-spans --steps $(STEPS)
+
+eval-spans: $(STAMP) ## the span predictor in SPANS on held-out mixes: F1, false alarms, what its spans are worth; table
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.evaluation.eval_spans $(DATA) --span-predictor $(SPANS) --out out/eval-spans.json
+
+train-judge: $(STAMP) ## let separators loose on training mixtures, train the small judge on their scores (JUDGE_STEPS)
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 60 --halves 40
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part validation --shards 4
+	@$(BIN)/python -m operators.sam_audio.training.train_judge out/judge-data --out out/train-judge --steps $(JUDGE_STEPS)
+
+eval-judge: $(STAMP) ## correlation of the small judge's scores with the truth, on held-out recordings and separators
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part eval --shards 6
+	@$(BIN)/python -m operators.sam_audio.training.eval_judge out/judge-data --out out/eval-judge.json
 
 bench-media: $(STAMP) ## range decoding against whole-file decoding, per format
 	@$(BIN)/python tests/bench/bench_media.py
@@ -67,7 +90,7 @@ fuzz: $(STAMP) ## over 2,000 hostile files, masks and manifests; goes on where i
 
 faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table, out/faults.json
 	@rm -f out/faults.json
-	@$(BIN)/python -m pytest -q -s -m faults --timeout 1500 tests/faults
+	@$(BIN)/python -m pytest -q -s -m faults --timeout 1500 tests/faults tests/pipeline/test_training_run.py
 
 verify-checkpoint: $(STAMP) ## check the answers of MODEL=facebook/sam-audio-large (or a folder, a URL) on the demo clip
 	@$(BIN)/python jobs/verify_checkpoint.py $(MODEL)

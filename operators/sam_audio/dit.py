@@ -12,6 +12,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import TransformerConfig
 
@@ -223,6 +224,8 @@ class DiT(nn.Module):
         self.output = nn.Linear(d, config.out_channels, bias=config.fc_bias)
         self.final_layer_scale_shift_table = nn.Parameter(torch.randn(2, d) / d**0.5)
         self._rope: tuple[Tensor, Tensor] | None = None
+        # In training: keep a layer's input only, and compute the rest again for the backward pass.
+        self.checkpoint_activations = False
 
     @property
     def blocks(self) -> list[Layer]:
@@ -257,8 +260,12 @@ class DiT(nn.Module):
         memory: Tensor,
         padding_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        features: list[Tensor] | None = None,
     ) -> Tensor:
-        """x [B, T, D] (projected), time [B] in 0..1, memory [B, L, D]; masks True where valid -> [B, T, 2C]."""
+        """x [B, T, D] (projected), time [B] in 0..1, memory [B, L, D]; masks True where valid -> [B, T, 2C].
+
+        features: a list that gets every layer's output [B, T, D].
+        """
         c = self.config
         x = self.x_embedder(x)
         t = self.t_embedder(sinusoid(time, c.frequency_embedding_dim).to(x.dtype))  # [B, D]
@@ -267,6 +274,14 @@ class DiT(nn.Module):
         y = F.dropout(self.y_embedder(memory), c.context_embedder_dropout, self.training)
         rope = self.rope(x.shape[1], x.device)
         for layer in self.blocks:
-            x = layer(x, modulation, y, padding_mask, memory_mask, rope)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = cast(
+                    Tensor,
+                    checkpoint(layer, x, modulation, y, padding_mask, memory_mask, rope, use_reentrant=False),
+                )
+            else:
+                x = layer(x, modulation, y, padding_mask, memory_mask, rope)
+            if features is not None:
+                features.append(x)
         shift, scale = (self.final_layer_scale_shift_table + t[:, None]).to(x.dtype)[:, :, None].unbind(1)
         return self.output(self.norm(x) * (1 + scale) + shift)

@@ -182,14 +182,19 @@ class SAMAudio(nn.Module):
             memory = self.memory_proj(text_features.to(weight))
         return Conditions(frames, memory, audio_features, text_mask, audio_pad_mask)
 
-    def evaluate(self, z: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity [B, T, 2C] float32 at state `z` [B, T, 2C] and times [B] in 0..1."""
+    def evaluate(self, z: Tensor, time: Tensor, conditions: Conditions, features: list[Tensor] | None = None) -> Tensor:
+        """Velocity [B, T, 2C] float32 at state `z` [B, T, 2C] and times [B] in 0..1; `features` as in `DiT`."""
         weight = self.proj.weight
         stems = z.shape[-1]
         x = conditions.frames + F.linear(z.to(weight), weight[:, :stems])
         memory = conditions.memory + sinusoid(time, x.shape[-1]).to(weight)[:, None]
         out = self.transformer(
-            x, time, memory=memory, padding_mask=conditions.padding_mask, memory_mask=conditions.memory_mask
+            x,
+            time,
+            memory=memory,
+            padding_mask=conditions.padding_mask,
+            memory_mask=conditions.memory_mask,
+            features=features,
         ).float()
         if self.config.mixture_skip:
             out = out + conditions.mixture

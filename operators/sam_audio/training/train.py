@@ -9,20 +9,20 @@ in the layout that `SAMAudio.from_pretrained` reads. Runs on the CPU or on one G
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import queue
-import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..band_codec import BandCodec
 from ..config import (
     BandCodecConfig,
     LongFormConfig,
@@ -32,8 +32,10 @@ from ..config import (
     TransformerConfig,
 )
 from ..model import SAMAudio
+from .alignment import AlignmentHead, CepstralEmbedding
 from .engine import DataEngine, TrainingBatch
-from .muon import Muon
+from .learner import Learner, learning_rate, muon_and_adamw
+from .objective import LatentBatch, Objective, ObjectiveConfig, example_generator
 
 
 def tiny_config(dim: int = 128, layers: int = 6, heads: int = 4) -> SAMAudioConfig:
@@ -63,15 +65,17 @@ def tiny_config(dim: int = 128, layers: int = 6, heads: int = 4) -> SAMAudioConf
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(ObjectiveConfig):
+    """The objective's weights for the small model, and how it is optimised."""
+
+    max_time: float = 0.95
+    t0_share: float = 0.9
+    latent_weight: float = 0.3
+    gain_weight: float = 6.0
     batch: int = 32
     muon_lr: float = 4e-3
     adam_lr: float = 1.5e-3
     warmup_steps: int = 100
-    # Share of examples at t = 0, where a one-step solver evaluates; the rest has t uniform in 0..1.
-    t0_share: float = 0.9
-    latent_weight: float = 0.3
-    gain_weight: float = 6.0
     ema: float = 0.999
 
 
@@ -94,74 +98,40 @@ def initialise(model: SAMAudio) -> None:
         model.proj.weight[:, : 2 * stems].zero_()
 
 
-def optimizers(model: SAMAudio, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the transformer's matrices (fewer steps to the same loss at this size), AdamW for the rest."""
-    hidden = [p for n, p in model.named_parameters() if n.startswith("transformer.layers.") and p.ndim == 2]
-    hidden = [p for p in hidden if min(p.shape) > 6]
-    matrices = {id(p) for p in hidden}
-    others = [p for p in model.parameters() if id(p) not in matrices]
-    return [
-        Muon(hidden, lr=recipe.muon_lr),
-        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.99), weight_decay=0.01),
-    ]
-
-
-def losses(model: SAMAudio, batch: TrainingBatch, texts: tuple[Tensor, Tensor], z: Tensor, t: Tensor, recipe: Recipe):
-    """(total, relative error energy [B]): squared error of the clean latents, and energy-weighted error of the gain.
-
-    The gain's error, weighted by the mixture's energy per band and frame, is the error energy that the decoded stem
-    will have (bands taken as orthogonal), so it follows the signal-to-distortion ratio.
-    """
+def latent_batch(batch: TrainingBatch, texts: tuple[Tensor, Tensor], first: int) -> LatentBatch:
+    """A batch of the engine as the objective takes it: texts looked up, examples numbered from `first`."""
     size = len(batch.prompt)
     features, mask = texts[0][batch.prompt], texts[1][batch.prompt]
     longest = int(mask.sum(1).max())
-    mixture = batch.mixture.transpose(1, 2)
-    clean = torch.cat([batch.target, batch.residual], dim=1).transpose(1, 2)  # [B, T, 2C]
-    time_ = t[:, None, None]
-    noisy = (1 - time_) * z + time_ * clean
-    conditions = model.condition(
-        torch.cat([mixture, mixture], dim=-1),
-        text_features=features[:, :longest],
-        text_mask=mask[:, :longest],
+    return LatentBatch(
+        batch.mixture,
+        batch.target,
+        batch.residual,
+        features[:, :longest],
+        mask[:, :longest],
         # Ids [null, pad, +]: alignment 2 points to "+".
-        anchor_ids=torch.tensor([[0, 3, 1]], device=z.device).expand(size, -1),
-        anchor_alignment=2 * batch.anchor,
+        torch.tensor([[0, 3, 1]], device=batch.mixture.device).expand(size, -1),
+        2 * batch.anchor,
+        torch.arange(first, first + size),
+        batch.gain,
+        batch.power,
     )
-    x = model.evaluate(noisy, t, conditions) * (1 - time_).clamp_min(1e-6) + noisy
-    latent_error = (x - clean).square().mean()
-    target, residual = x.transpose(1, 2).chunk(2, dim=1)
-    gain = BandCodec.target_gain(target, residual)
-    squared = (gain - batch.gain).square()
-    power = batch.power / batch.power.sum((1, 2), keepdim=True).clamp_min(1e-12)
-    # A compressed weight beside the true one: quiet bands carry what the ear follows, and steadier gradients.
-    soft = batch.power.clamp_min(0).pow(0.3)
-    soft = soft / soft.sum((1, 2), keepdim=True).clamp_min(1e-12)
-    error = (squared * power).sum((1, 2))
-    gain_error = error.mean() + 0.5 * (squared * soft).sum((1, 2)).mean()
-    return recipe.latent_weight * latent_error + recipe.gain_weight * gain_error, error.detach()
 
 
 def prefetch(
-    engine: DataEngine, size: int, seed: int, device: torch.device, threads: int = 1
-) -> Iterator[TrainingBatch]:
-    """Batches drawn in background threads (the FFTs and copies release the interpreter lock)."""
-    ready: queue.Queue[TrainingBatch] = queue.Queue(4)
+    engine: DataEngine, size: int, seed: int, device: torch.device, first: int = 0, threads: int = 1
+) -> Generator[TrainingBatch, None, None]:
+    """Batches `first`, `first + 1`, ... in this order, drawn ahead in threads (FFTs release the interpreter lock).
 
-    def work(rng: np.random.Generator) -> None:
-        while True:
-            ready.put(engine.batch(size, rng))
-
-    for child in np.random.SeedSequence(seed).spawn(threads):
-        threading.Thread(target=work, args=(np.random.default_rng(child),), daemon=True).start()
-    while True:
-        batch = ready.get()
-        yield TrainingBatch(**{k: v.to(device) for k, v in vars(batch).items()})
-
-
-def learning_rate(progress: float, step: int, recipe: Recipe) -> float:
-    """Factor on the base rate: warm-up, constant, then linear to 2 % over the last 60 % of the budget."""
-    warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return warm * min(1.0, max(0.02, (1 - progress) / 0.6))
+    A batch depends on the seed and on its number only: a run that goes on sees what it would have seen.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[TrainingBatch]] = deque()
+        for number in itertools.count(first):
+            waiting.append(pool.submit(engine.batch, size, example_generator(seed, number)))
+            if len(waiting) > 3 * threads:
+                batch = waiting.popleft().result()
+                yield TrainingBatch(**{k: v.to(device) for k, v in vars(batch).items()})
 
 
 class Trainer:
@@ -176,120 +146,109 @@ class Trainer:
         device: str,
         *,
         fast: bool = True,
+        seed: int = 0,
     ) -> None:
-        self.out, self.recipe, self.device = out, recipe, torch.device(device)
+        self.out, self.recipe, self.device, self.seed = out, recipe, torch.device(device), seed
         out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.model = SAMAudio(config).to(self.device).train()
         initialise(self.model)
         self.model.transformer.set_heads_first(True)
-        self.fast = fast
         if fast:
             self.model.transformer.compile()
-        self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.optimizers = optimizers(self.model, recipe)
         codec = self.model.audio_codec
         self.engine = DataEngine(data_dir, codec)
         self.texts = self.model.encode_text(self.engine.vocabulary)
-        rng = np.random.default_rng(1)
         validation = DataEngine(data_dir, codec, part="validation")
-        self.validation = [validation.batch(recipe.batch, rng) for _ in range(6)]
-        self.step, self.seconds, self.best = 0, 0.0, float("inf")
+        self.validation = list(itertools.islice(prefetch(validation, recipe.batch, seed + 1, self.device), 6))
+        self.embedding: CepstralEmbedding | None = None
+        head = None
+        if recipe.alignment_weight:
+            assert isinstance(config.audio_codec, BandCodecConfig)
+            self.embedding = CepstralEmbedding(config.audio_codec).to(self.device)
+            self.embedding.fit(torch.cat([batch.target for batch in self.validation]))
+            head = AlignmentHead(config.transformer.dim, self.embedding.dim).to(self.device)
+        objective = Objective(self.model, recipe, head)
+        self.learner = Learner(
+            objective,
+            muon_and_adamw(objective, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr),
+            ema=recipe.ema,
+            seed=seed,
+            # Over float32 weights: compiled, 1.3 times the steps on a CPU that has bfloat16 products.
+            precision=torch.bfloat16 if fast else None,
+        )
+        self.seconds, self.best = 0.0, float("inf")
         self.log: list[dict] = []
         if (out / "last.pt").exists():
             self._resume()
 
-    def precision(self) -> torch.autocast:
-        """bfloat16 matrix products over float32 weights: compiled, 1.3 times the steps on a CPU that has them."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast)
+    @property
+    def step(self) -> int:
+        return self.learner.step_count
 
     def _resume(self) -> None:
         state = torch.load(self.out / "last.pt", weights_only=True, map_location=self.device)
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.log = state["log"]
+        self.learner.load_state_dict(state, str(self.out / "last.pt"))
+        self.seconds, self.best, self.log = state["seconds"], state["best"], state["log"]
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            "log": self.log,
-        }
+        state = {**self.learner.state_dict(), "seconds": self.seconds, "best": self.best, "log": self.log}
         torch.save(state, self.out / "last.partial")
         (self.out / "last.partial").replace(self.out / "last.pt")
 
     @torch.no_grad()
     def validate(self) -> float:
         """Mean over validation clips of 10 log10 of the relative error energy at t = 0, with averaged weights (dB)."""
-        trained = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
         errors = []
         generator = torch.Generator().manual_seed(2)
-        for batch in self.validation:
-            b, c, t = batch.mixture.shape
-            z = torch.randn(b, t, 2 * c, generator=generator).to(self.device)
-            with self.precision():
-                _, error = losses(self.model, batch, self.texts, z, torch.zeros(b, device=self.device), self.recipe)
-            errors.append(10 * torch.log10(error.float().clamp_min(1e-4)))
-        score = float(torch.cat(errors).mean())
-        if score < self.best:
-            self.best = score
-            # In the checkpoint's head layout, whatever the one used in training.
-            self.model.transformer.set_heads_first(False)
-            self.model.save_pretrained(self.out / "best")
-            self.model.transformer.set_heads_first(True)
-        self.model.load_state_dict(trained)
+        self.model.eval()
+        with self.learner.average.applied():
+            for batch in self.validation:
+                b, c, t = batch.mixture.shape
+                noise = torch.randn(b, t, 2 * c, generator=generator).to(self.device)
+                examples = self.examples(batch, 0)
+                with self.learner.autocast():
+                    error = self.learner.objective(examples, noise, torch.zeros(b, device=self.device))["error"]
+                errors.append(10 * torch.log10(error.float().clamp_min(1e-4)))
+            score = float(torch.cat(errors).mean())
+            if score < self.best:
+                self.best = score
+                # In the checkpoint's head layout, whatever the one used in training.
+                self.model.transformer.set_heads_first(False)
+                self.model.save_pretrained(self.out / "best")
+                self.model.transformer.set_heads_first(True)
+        self.model.train()
         return score
 
-    def train(self, minutes: float, validate_every: int = 250) -> None:
+    def examples(self, batch: TrainingBatch, first: int) -> LatentBatch:
+        examples = latent_batch(batch, self.texts, first)
+        if self.embedding is not None:
+            examples.event = self.embedding(batch.target)
+        return examples
+
+    def train(self, minutes: float = float("inf"), steps: int | None = None, validate_every: int = 250) -> None:
+        """Until so many minutes of training or so many steps are behind it, those of resumed runs included.
+
+        With `steps` the schedule follows them, and a run that was interrupted ends as one that was not.
+        """
         recipe, started, before = self.recipe, time.monotonic(), self.seconds
-        batches = prefetch(self.engine, recipe.batch, 1000 + self.step, self.device)
+        batches = prefetch(self.engine, recipe.batch, self.seed, self.device, self.step)
         running = 0.0
-        with tqdm(unit="clip", unit_scale=recipe.batch, initial=self.step, mininterval=10) as bar:
-            while self.seconds < minutes * 60:
-                factor = learning_rate(self.seconds / (minutes * 60), self.step, recipe)
-                for optimizer, base in zip(self.optimizers, (recipe.muon_lr, recipe.adam_lr), strict=True):
-                    for group in optimizer.param_groups:
-                        group["lr"] = base * factor
-                batch = next(batches)
-                b, c, t = batch.mixture.shape
-                z = torch.randn(b, t, 2 * c, device=self.device)
-                later = torch.rand(b, device=self.device) > recipe.t0_share
-                times = torch.rand(b, device=self.device) * 0.95 * later
-                with self.precision():
-                    loss, error = losses(self.model, batch, self.texts, z, times, recipe)
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
-                with torch.no_grad():
-                    for k, v in self.model.state_dict().items():
-                        self.average[k].lerp_(v, 1 - decay)
-                self.step += 1
+        with closing(batches), tqdm(unit="clip", unit_scale=recipe.batch, initial=self.step, mininterval=10) as bar:
+            while self.seconds < minutes * 60 and (steps is None or self.step < steps):
+                progress = self.seconds / (minutes * 60) if steps is None else self.step / steps
+                examples = self.examples(next(batches), self.step * recipe.batch)
+                found = self.learner.step([examples], learning_rate(progress, self.step, recipe.warmup_steps))
                 self.seconds = before + time.monotonic() - started
-                db = float(10 * torch.log10(error.float().clamp_min(1e-4)).mean())
+                db = float(10 * torch.log10(found["error"].float().clamp_min(1e-4)).mean())
                 running = db if running == 0 else 0.98 * running + 0.02 * db
                 bar.update()
-                bar.set_postfix_str(f"loss {float(loss.detach()):.3f} error {running:.2f} dB best {self.best:.2f} dB")
+                loss = float(found["loss"])
+                bar.set_postfix_str(f"loss {loss:.3f} error {running:.2f} dB best {self.best:.2f} dB")
                 if self.step % validate_every == 0:
-                    score = self.validate()
-                    self.log.append(
-                        {
-                            "step": self.step,
-                            "seconds": self.seconds,
-                            "train_db": running,
-                            "validation_db": score,
-                        }
-                    )
+                    row = {"step": self.step, "seconds": self.seconds, "train_db": running}
+                    terms = {k: float(v) for k, v in found.items() if k in ("latent", "gain", "alignment")}
+                    self.log.append({**row, "validation_db": self.validate(), **terms})
                     (self.out / "log.json").write_text(json.dumps(self.log, indent=1))
                     self.save()
         self.validate()
@@ -301,14 +260,18 @@ def main() -> None:
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/tiny"))
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, resumed runs included")
+    parser.add_argument("--steps", type=int, help="train for so many steps in all instead: reproducible")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument("--alignment", type=float, default=0.0, help="weight of the alignment loss (cepstra)")
     args = parser.parse_args()
     config = tiny_config(args.dim, args.layers)
-    trainer = Trainer(args.data_dir, args.out, config, Recipe(batch=args.batch), args.device)
-    trainer.train(args.minutes)
+    trainer = Trainer(
+        args.data_dir, args.out, config, Recipe(batch=args.batch, alignment_weight=args.alignment), args.device
+    )
+    trainer.train(float("inf") if args.steps else args.minutes, args.steps)
     report(trainer, args.out)
 
 

@@ -78,9 +78,38 @@ def test_training_learns_resumes_and_saves_a_loadable_model(data_dir, tmp_path):
     config, recipe = tiny_config(dim=32, layers=1, heads=2), Recipe(batch=4, warmup_steps=5)
     trainer = Trainer(data_dir, tmp_path, config, recipe, "cpu", fast=False)
     before = trainer.validate()
-    trainer.train(minutes=0.15)
+    trainer.train(steps=100)
     assert trainer.validate() < before - 0.5  # dB of relative error energy
     resumed = Trainer(data_dir, tmp_path, config, recipe, "cpu", fast=False)
     assert resumed.step == trainer.step > 0
     model = SAMAudio.from_pretrained(tmp_path / "best")
     assert model.config == config
+
+
+def test_an_interrupted_training_ends_as_one_that_was_left_alone(data_dir, tmp_path, monkeypatch):
+    config, recipe = tiny_config(dim=32, layers=1, heads=2), Recipe(batch=2, warmup_steps=2, alignment_weight=0.1)
+
+    def trainer(name: str) -> Trainer:
+        return Trainer(data_dir, tmp_path / name, config, recipe, "cpu", fast=False)
+
+    whole = trainer("whole")
+    whole.train(steps=4, validate_every=2)
+    assert whole.log[-1]["alignment"] > 0
+
+    broken = trainer("broken")
+    step = broken.learner.step
+
+    def break_off(*args):
+        if broken.step == 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(broken.learner, "step", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train(steps=4, validate_every=2)
+    resumed = trainer("broken")
+    assert resumed.step == 2
+    resumed.train(steps=4, validate_every=2)
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert [row["validation_db"] for row in resumed.log] == [row["validation_db"] for row in whole.log]
