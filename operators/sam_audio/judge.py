@@ -1,10 +1,12 @@
 """The judge: how well a separated sound fits its description, given what it was separated from.
 
-Source: facebookresearch/sam-audio (`sam_audio/model/judge.py`); names and calls are theirs.
+Source: facebookresearch/sam-audio (`sam_audio/model/judge.py`); names and calls are theirs. The small judge ("tiny") is
+of the same class on the band codec's latents, and MiniLM reads its descriptions.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .band_codec import BandCodec
 from .codec import DACVAE
-from .config import DACVAEConfig
-from .judge_config import SAMAudioJudgeConfig, default_revision
+from .config import BandCodecConfig, DACVAEConfig
+from .judge_config import SAMAudioJudgeConfig, default_revision, location
 from .judge_processor import JudgeBatch, SAMAudioJudgeProcessor, whole_frames
 from .modern_bert import Descriptions, build_text_model, is_unused_text_key, load_tokenizer
 from .pe_av import PEAVTransformer
+from .sentences import MiniLMSentences
 from .sources import Access
+from .state_files import WEIGHT_NAMES, write_file
 from .text import Tokenizer
 
 __all__ = [
@@ -67,13 +72,19 @@ class SAMAudioJudgeModel(nn.Module):
             config.finetune_transformer.hidden_size,
             config.bottleneck_dim,
         )
-        text = build_text_model(config.text_model, config.nth_text_layer)
-        self.audio_codec = CodecEncoder(config.audio_codec)
-        self.data_proj = nn.Linear(config.audio_codec.codebook_dim, width)
+        self.descriptions: Descriptions | MiniLMSentences
+        self.audio_codec = _codec(config.audio_codec)
+        self.data_proj = nn.Linear(config.audio_codec.channels, width)
         self.transformer = PEAVTransformer(config.transformer)
-        self.text_model = text
+        if config.reads_sentences:
+            self.descriptions = MiniLMSentences(config.text_model)
+            text_width = self.descriptions.config.dim
+        else:
+            self.text_model = build_text_model(config.text_model, config.nth_text_layer)
+            self.descriptions = Descriptions(self.text_model, tokenizer)
+            text_width = self.text_model.config.hidden_size
         self.cat_audio_proj = nn.Linear(2 * width, narrow)
-        self.text_proj1 = nn.Linear(text.config.hidden_size, width, bias=False)
+        self.text_proj1 = nn.Linear(text_width, width, bias=False)
         self.text_proj2 = nn.Linear(width, narrow)
         self.layer_norm = nn.LayerNorm(narrow)
         self.proj_audio_and_text = nn.Linear(2 * narrow, narrow)
@@ -82,7 +93,6 @@ class SAMAudioJudgeModel(nn.Module):
         self.head = nn.Linear(small, 4, bias=False)
         self.mean = nn.Parameter(torch.zeros(4), requires_grad=False)
         self.std = nn.Parameter(torch.ones(4), requires_grad=False)
-        self.descriptions = Descriptions(text, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -93,11 +103,12 @@ class SAMAudioJudgeModel(nn.Module):
         dtype: torch.dtype | None = None,
         **access: Unpack[Access],
     ) -> SAMAudioJudgeModel:
-        """Load "facebook/sam-audio-judge" (at revision "sam_audio"), another hub name, a folder or a URL; eval mode.
+        """Load "tiny" (shipped), "facebook/sam-audio-judge" (at revision "sam_audio"), a hub name, a folder or a URL.
 
-        dtype: of all weights but the codec's and the scale of the scores. Raises CheckpointError.
+        dtype: of all weights but the codec's and the scale of the scores. In eval mode. Raises CheckpointError.
         """
         access["revision"] = default_revision(name_or_path, access.get("revision"))
+        source = location(name_or_path)
         layer: list[int | None] = []
 
         def parse(values: dict[str, Any]) -> SAMAudioJudgeConfig:
@@ -106,7 +117,7 @@ class SAMAudioJudgeModel(nn.Module):
             return config
 
         model = checkpoint.load_part(
-            name_or_path,
+            source,
             parse=parse,
             build=cls,
             device=device,
@@ -115,8 +126,16 @@ class SAMAudioJudgeModel(nn.Module):
             float32=("audio_codec.", "mean", "std"),
             **access,
         )
-        model.descriptions = Descriptions(model.text_model, load=partial(load_tokenizer, name_or_path, **access))
+        if isinstance(model.descriptions, Descriptions):
+            model.descriptions = Descriptions(model.text_model, load=partial(load_tokenizer, source, **access))
         return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, which `from_pretrained` reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / checkpoint.CONFIG_NAME).write_text(json.dumps(self.config.to_dict(), indent=1) + "\n")
+        write_file(self.state_dict(), folder / WEIGHT_NAMES[0])
 
     @property
     def sample_rate(self) -> int:
@@ -156,7 +175,7 @@ class SAMAudioJudgeModel(nn.Module):
         separated = torch.stack(heard[len(distinct) :])
         valid = None if padding_mask is None else padding_mask[:, :: self.audio_codec.hop_length][:, : given.shape[1]]
         text = self.descriptions((input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask))
-        scores = self._judge(given, separated, text, valid)
+        scores = self.rate(given, separated, text, valid)
         return SAMAudioJudgeOutput(*scores.split(1, dim=1))
 
     @torch.no_grad()
@@ -171,7 +190,8 @@ class SAMAudioJudgeModel(nn.Module):
         """B mixtures [n], what was separated from each [n], and its description -> scores [B, 4], float32.
 
         Columns: overall, recall, precision, faithfulness. Waveforms are mono at the codec's rate; target and mixture
-        must fill the same number of latent frames. Every item is scored as if alone, whatever its neighbours' length.
+        must fill the same number of latent frames. Every item is scored as if alone, whatever its neighbours' length;
+        one longer than the configuration's `clip_seconds` in equal pieces, of which it gets the mean.
         A mixture tensor that stands in several rows (candidates), or views of the same memory, is heard once. At most
         about `call_frames` row-frames go through the network at once.
         """
@@ -191,6 +211,9 @@ class SAMAudioJudgeModel(nn.Module):
         scores = torch.zeros(len(mixture), 4, device=self.device)
         if not len(mixture):
             return scores
+        counts = [self._pieces(count) for count in frames]
+        if max(counts) > 1:
+            return self._score_pieces(mixture, target, descriptions, counts, call_frames)
         text = self.descriptions(list(descriptions))
         keys = [_memory(wave) for wave in mixture]
         ahead, known = Counter(keys), dict[Any, Tensor]()
@@ -202,10 +225,40 @@ class SAMAudioJudgeModel(nn.Module):
             )
             known.update(zip(new, heard, strict=False))
             given = torch.stack([known[keys[i]] for i in rows])
-            scores[rows] = self._judge(given, torch.stack(heard[len(new) :]), text[rows], None)
+            scores[rows] = self.rate(given, torch.stack(heard[len(new) :]), text[rows], None)
             ahead.subtract(keys[i] for i in rows)
             known = {key: frames for key, frames in known.items() if ahead[key]}
         return scores
+
+    def _pieces(self, frames: int) -> int:
+        """In how many pieces a recording of so many frames is scored."""
+        clip = self.config.clip_seconds
+        if clip is None:
+            return 1
+        return -(-frames // max(1, round(clip * self.sample_rate / self.audio_codec.hop_length)))
+
+    def _score_pieces(
+        self,
+        mixture: Sequence[Tensor],
+        target: Sequence[Tensor],
+        descriptions: Sequence[str],
+        counts: Sequence[int],
+        call_frames: int | None,
+    ) -> Tensor:
+        hop = self.audio_codec.hop_length
+        given: list[Tensor] = []
+        separated: list[Tensor] = []
+        for mix, sound, count in zip(mixture, target, counts, strict=True):
+            frames = -(-len(mix) // hop)
+            # On the frame grid, and of equal lengths but for one frame. The last piece ends where the sound does.
+            edges = [frames * i // count * hop for i in range(1, count)]
+            given += mix.tensor_split(edges)
+            separated += sound.tensor_split(edges)
+        texts = [text for text, count in zip(descriptions, counts, strict=True) for _ in range(count)]
+        rows = self.score(given, separated, texts, call_frames=call_frames)
+        weights = torch.tensor([float(len(piece)) for piece in given], device=rows.device)[:, None]
+        sums = zip((rows * weights).split(list(counts)), weights.split(list(counts)), strict=True)
+        return torch.stack([row.sum(0) / weight.sum() for row, weight in sums])
 
     def _call_frames(self) -> int:
         return _CALL_FRAMES_CPU if self.device.type == "cpu" else _CALL_FRAMES_DEVICE
@@ -217,13 +270,21 @@ class SAMAudioJudgeModel(nn.Module):
         for start in range(0, len(waves), group):
             batch = torch.stack([wave.to(self.device) for wave in waves[start : start + group]])
             latents = self.audio_codec.encode(batch[:, None]).transpose(1, 2)
-            heard += self.transformer(self.data_proj(latents.to(self.data_proj.weight.dtype))).frames
+            heard += self.hear(latents)
         return heard
 
-    def _judge(self, given: Tensor, separated: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-        """Heard inputs and separated sounds [B, T, H], text [B, D], valid frames [B, T] -> [B, 4] in float32."""
+    def hear(self, latents: Tensor) -> Tensor:
+        """Latents [B, T, C] -> what the large transformer makes of them [B, T, H]; with gradients."""
+        return self.transformer(self.data_proj(latents.to(self.data_proj.weight.dtype))).frames
+
+    def rate(self, given: Tensor, separated: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        """Heard inputs and separated sounds [B, T, H], text [B, D], valid frames [B, T] -> [B, 4] in float32.
+
+        With gradients, for training: `score` and `forward` are what everyone else calls.
+        """
         audio = self.cat_audio_proj(torch.cat([separated, given], dim=-1))  # [B, T, b]
-        said = self.layer_norm(self.text_proj2(self.text_proj1(text)))[:, None].expand(-1, audio.shape[1], -1)
+        said = self.layer_norm(self.text_proj2(self.text_proj1(text.to(self.text_proj1.weight))))  # [B, b]
+        said = said[:, None].expand(-1, audio.shape[1], -1)
         both = self.proj_audio_and_text(torch.cat([audio, said], dim=-1))
         frames = self.head(self.finetune_transformer(self.finetune_data_proj(both)).frames).float()  # [B, T, 4]
         if mask is None:
@@ -231,6 +292,13 @@ class SAMAudioJudgeModel(nn.Module):
         else:
             mean = (frames * mask[..., None].to(frames)).sum(1) / mask.sum(1, keepdim=True).to(frames)
         return mean * self.std.float() + self.mean.float()
+
+
+def _codec(config: DACVAEConfig | BandCodecConfig) -> CodecEncoder | BandCodec:
+    if isinstance(config, BandCodecConfig):
+        with torch.device("cpu"):  # it has tables and no weights: nothing would fill them in on the meta device
+            return BandCodec(config)
+    return CodecEncoder(config)
 
 
 def is_unused_key(key: str, layer: int | None) -> bool:

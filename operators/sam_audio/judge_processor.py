@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .judge_config import default_revision, read_config
+from .judge_config import default_revision, location, read_config
+from .minilm import wheel_folder
 from .modern_bert import load_tokenizer, tokenize
 from .processor import SAMAudioProcessor
 from .sources import Access
@@ -42,8 +43,13 @@ class SAMAudioJudgeProcessor:
     def from_pretrained(cls, name_or_path: str | Path, **access: Unpack[Access]) -> SAMAudioJudgeProcessor:
         """The processor of a judge: reads its `config.json` and tokenizer. As `SAMAudioJudgeModel.from_pretrained`."""
         access["revision"] = default_revision(name_or_path, access.get("revision"))
-        codec = read_config(name_or_path, **access).audio_codec
-        return cls(codec.hop_length, codec.sample_rate, load_tokenizer(name_or_path, **access))
+        config = read_config(name_or_path, **access)
+        tokenizer = (
+            load_tokenizer(wheel_folder())
+            if config.reads_sentences
+            else load_tokenizer(location(name_or_path), **access)
+        )
+        return cls(config.audio_codec.hop_length, config.audio_codec.sample_rate, tokenizer)
 
     def __call__(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,43 +21,50 @@ def wheel_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+@functools.cache
+@torch.inference_mode(False)  # whoever asks first: weights made in inference mode could not be read in training
+def _load(max_length: int, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and frozen model; one of each a process, as separator, span predictor and judge read the same words."""
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    folder = wheel_folder()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_padding()
+    model: Any = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+    weights = load_file(folder / "model.safetensors")
+    unused = ("pooler.", "embeddings.position_ids")
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(unused)})
+    return tokenizer, model.eval().requires_grad_(False).to(device)
+
+
 class MiniLMTextEncoder:
     """Token features of a frozen MiniLM-L6; loaded on first use, kept out of the checkpoint like the released T5."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         self.config = config
-        self._parts: tuple | None = None
         self._device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> MiniLMTextEncoder:
         self._device = torch.device(device)
-        if self._parts is not None:
-            self._parts[1].to(self._device)
         return self
 
-    def _load(self) -> tuple:
-        if self._parts is None:
-            from safetensors.torch import load_file
-            from tokenizers import Tokenizer
-            from transformers import BertConfig, BertModel
-
-            folder = wheel_folder()
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            tokenizer.enable_truncation(self.config.max_length)
-            tokenizer.enable_padding()
-            model = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
-            weights = load_file(folder / "model.safetensors")
-            unused = ("pooler.", "embeddings.position_ids")
-            model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(unused)})
-            self._parts = tokenizer, model.eval().requires_grad_(False).to(self._device)
-        return self._parts
+    def _load(self) -> tuple[Any, Any]:
+        return _load(self.config.max_length, self._device)
 
     @torch.no_grad()
     def __call__(self, descriptions: list[str]) -> tuple[Tensor, Tensor]:
         """Descriptions -> token features [B, L, 384] and mask [B, L], True where valid."""
-        tokenizer, model = self._load()
-        encoded = tokenizer.encode_batch(descriptions)
-        ids = torch.tensor([e.ids for e in encoded], device=self._device)
-        mask = torch.tensor([e.attention_mask for e in encoded], device=self._device)
-        features = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoded = self._load()[0].encode_batch(descriptions)
+        return self.encode_tokens(
+            torch.tensor([e.ids for e in encoded]), torch.tensor([e.attention_mask for e in encoded])
+        )
+
+    @torch.no_grad()
+    def encode_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and mask [B, L] -> the same as for descriptions."""
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        features = self._load()[1](input_ids=ids, attention_mask=mask).last_hidden_state
         return features, mask.bool()

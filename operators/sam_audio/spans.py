@@ -1,7 +1,8 @@
 """PE-A-Frame: where in a recording a description is heard (facebookresearch/perception_models).
 
 Works on the mean latents that SAM-Audio's codec makes anyway. A checkpoint's own copy of the codec's encoder is
-accepted and not kept.
+accepted and not kept. What training/train_spans.py makes for the small model is of the same classes, on the latents of
+the band codec; its descriptions are read by MiniLM (`text_model.kind` "minilm").
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from . import checkpoint
 from .anchors import seconds_of_frame
 from .modern_bert import Descriptions, Tokens, build_text_model, is_unused_text_key, load_tokenizer
 from .pe_av import PEAVConfig, PEAVTransformer
-from .sources import Access
+from .sentences import MiniLMSentences
+from .sources import SHIPPED, Access, CheckpointError
 from .text import Tokenizer
 
 THRESHOLD = 0.3
@@ -117,14 +119,19 @@ class PEAFrame(nn.Module):
     def __init__(self, config: PEAFrameConfig, *, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         self.config = config
-        text = build_text_model(config.text_model, config.nth_text_layer)
-        self.text_model = text
+        self.descriptions: Descriptions | MiniLMSentences
+        if config.text_model.get("kind") == "minilm":
+            self.descriptions = MiniLMSentences(config.text_model)
+            text_width = self.descriptions.config.dim
+        else:
+            self.text_model = build_text_model(config.text_model, config.nth_text_layer)
+            self.descriptions = Descriptions(self.text_model, tokenizer)
+            text_width = self.text_model.config.hidden_size
         self.audio_model = AudioModel(config)
-        self.text_head = Head(text.config.hidden_size, config.output_dim)
+        self.text_head = Head(text_width, config.output_dim)
         self.audio_head = Head(config.audio_transformer.hidden_size, config.output_dim)
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.logit_bias = nn.Parameter(torch.zeros(1))
-        self.descriptions = Descriptions(text, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -135,14 +142,22 @@ class PEAFrame(nn.Module):
         dtype: torch.dtype | None = None,
         **access: Unpack[Access],
     ) -> PEAFrame:
-        """Load from "pe-a-frame-small|base|large", a hub name, a folder or a URL; in eval mode.
+        """Load "pe-a-frame-small|base|large", a hub name, a folder, a URL, or what lies in weights/spans ("tiny").
 
         Both published layouts are read: the reference's, and transformers' `PeAudioFrameLevelModel`. dtype: of all
-        weights but the logits' scale. Raises CheckpointError.
+        weights but the logits' scale. In eval mode. Raises CheckpointError.
         """
         name = str(name_or_path)
         if name in _SHORT_NAMES and not Path(name).is_dir():
             name, access["revision"] = _SHORT_NAMES[name], access.get("revision") or _REVISION
+        elif name in SHIPPED:
+            folder = SHIPPED[name] / "spans"
+            if not folder.is_dir():
+                raise CheckpointError(
+                    f"no span predictor is shipped for {name!r}: train one (`make train-spans`) and give its folder, "
+                    "out/train-spans/best, as span_predictor"
+                )
+            name = str(folder)
         layer: list[int | None] = []
 
         def parse(values: dict[str, Any]) -> PEAFrameConfig:
@@ -161,7 +176,8 @@ class PEAFrame(nn.Module):
             float32=("logit_",),
             **access,
         )
-        model.descriptions = Descriptions(model.text_model, load=partial(load_tokenizer, name, **access))
+        if isinstance(model.descriptions, Descriptions):
+            model.descriptions = Descriptions(model.text_model, load=partial(load_tokenizer, name, **access))
         return model
 
     @torch.no_grad()
@@ -199,7 +215,7 @@ class PEAFrame(nn.Module):
     @torch.no_grad()
     def embed_descriptions(self, descriptions: Sequence[str] | Tokens | Mapping[str, Tensor]) -> Tensor:
         """B descriptions or their tokens -> [B, output_dim]."""
-        out: Tensor = self.text_head(self.descriptions(descriptions))
+        out: Tensor = self.text_head(self.descriptions(descriptions).to(self.text_head.proj.weight))
         return out
 
 

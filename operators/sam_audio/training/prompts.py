@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 SPEECH = [
     "speech", "man speaking", "woman speaking", "a person talking", "human voice", "dialogue", "people talking",
     "someone speaking", "voice", "spoken words", "narration", "a man talking", "a woman talking", "talking",
@@ -47,6 +50,24 @@ LABEL_PHRASES = {
 UNNAMED = {"other", "game_unit", ""}
 
 
+# Words by which a description is known to be of speech or of music; what has none is an effect.
+SPEECH_WORDS = {
+    "speech", "voice", "speaking", "talking", "narration", "dialogue", "dialog", "man", "woman", "speaker",
+}  # fmt: skip
+MUSIC_WORDS = {
+    "music", "song", "vocals", "singing", "drums", "bass", "guitar", "piano", "violin", "strings", "synth", "keys",
+    "organ", "trumpet", "saxophone", "flute", "cello", "accompaniment", "melody", "percussion",
+}  # fmt: skip
+
+
+def kind_of(description: str) -> Literal["speech", "music", "sfx"]:
+    """The kind of sound that a description is of, by its words."""
+    words = set(description.lower().replace("-", " ").split())
+    if words & MUSIC_WORDS:
+        return "music"
+    return "speech" if words & SPEECH_WORDS else "sfx"
+
+
 def label_phrases(label: str) -> list[str]:
     """Wordings for an effect's label; general ones where the label says nothing."""
     if label in UNNAMED:
@@ -59,3 +80,28 @@ def vocabulary(labels: list[str]) -> list[str]:
     phrases = SPEECH + MUSIC + EFFECTS + NOT_SPEECH + NOT_MUSIC + NOT_EFFECTS
     phrases += [p for label in sorted(set(labels)) for p in label_phrases(label)]
     return list(dict.fromkeys(phrases))
+
+
+def paraphrases(description: str) -> list[str]:
+    """Other wordings of a description that mean the same, itself first; lower case, as the models were trained."""
+    plain = " ".join(description.lower().split())
+    if plain.startswith(("everything ", "all but ")):
+        return [plain]
+    return [plain, f"the sound of {plain}", f"sound of {plain}", f"only {plain}"]
+
+
+def wordings(kind: str, label: str, descriptions: Sequence[str]) -> list[str]:
+    """All ways to ask for a sound: its own descriptions and paraphrases of them, else those of its kind and label."""
+    if descriptions:
+        own = [list_[0] for list_ in map(paraphrases, descriptions)]
+        # The owner's words stand once for every paraphrase, so that half of the draws are as they were written.
+        return own * 3 + [text for description in descriptions for text in paraphrases(description)[1:]]
+    if kind in ("speech", "music"):
+        return SPEECH if kind == "speech" else MUSIC
+    return label_phrases(label)
+
+
+def complements(kind: str, description: str) -> list[str]:
+    """Ways to ask for all but a sound."""
+    general = {"speech": NOT_SPEECH, "music": NOT_MUSIC}.get(kind, [])
+    return [f"everything except {description}", f"everything but {description}", *general]

@@ -22,6 +22,7 @@ from operators.sam_audio.anchors import anchor_frames
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.codec import DACVAE
 from operators.sam_audio.config import ConfigError, DACVAEConfig
+from operators.sam_audio.sources import SHIPPED
 from operators.sam_audio.spans import (
     PEAFrame,
     PEAFrameConfig,
@@ -388,3 +389,9 @@ def test_broken_tokenizer_is_said_when_it_is_needed(golden: Golden, tmp_path: Pa
     predictor = PEAFrame.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="tokenizer"):
         predictor.logits(golden["in.features"], None, ["rain", "wind"])
+
+
+def test_a_predictor_that_is_not_shipped_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SHIPPED, "tiny", tmp_path)
+    with pytest.raises(CheckpointError, match="make train-spans"):
+        PEAFrame.from_pretrained("tiny")
