@@ -22,21 +22,6 @@ def recording(name: str, seconds: float, offset: float = 0.0) -> np.ndarray:
     return sf.read(MEDIA / f"{name}.flac", start=start, frames=frames, dtype="float32")[0]
 
 
-def write_pack(folder: Path) -> Path:
-    """Packed audio as `training.fetch` leaves it, all of it in the eval split."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, audio, at = [], [], 0
-    for kind, name in (("speech", "speech"), ("music", "music"), ("sfx", "dog")):
-        wave = sf.read(MEDIA / f"{name}.flac", dtype="int16")[0][:, 0]
-        row = {"path": name, "kind": kind, "label": name, "speaker": "", "package": "", "flags": ""}
-        rows.append({**row, "vad_speech_fraction": 0.0, "split": "eval", "start": at, "length": len(wave)})
-        audio.append(wave)
-        at += len(wave)
-    np.concatenate(audio).tofile(folder / "audio.i16")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
-    return folder
-
-
 def write_musdb(folder: Path, seconds: float = 14.0, rate: int = 44_100) -> Path:
     """Two songs of MUSDB18-HQ's layout; their "vocals" sound only from the fifth second on."""
     for song in ("A Band - First", "A Band - Second"):

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from evaluation_sets import write_bench, write_musdb, write_pack
+from evaluation_sets import write_bench, write_musdb
+from packs import write_pack
 
 from jobs.evaluate import main
 

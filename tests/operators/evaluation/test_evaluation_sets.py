@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_sets import write_bench, write_musdb, write_pack
+from evaluation_sets import write_bench, write_musdb
+from packs import write_pack
 from released_layout import write_released
 
 from operators.errors import AssetError

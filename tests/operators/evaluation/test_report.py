@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from evaluation_sets import RATE, recording, write_pack
+from evaluation_sets import RATE, recording
+from packs import write_pack
 
 from operators.evaluation import pictures
 from operators.evaluation.eval_split import EvalSplit

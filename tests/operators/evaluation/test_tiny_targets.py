@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluation_sets import write_pack
+from packs import write_pack
 
 from operators.evaluation.tiny import MEGABYTES, WANTED_DB, measure, size_megabytes
 

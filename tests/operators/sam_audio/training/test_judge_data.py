@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile as sf
 import torch
+from packs import write_pack
 
 from operators.sam_audio.sources import SHIPPED
 from operators.sam_audio.training import judge_data
@@ -17,22 +15,10 @@ from operators.sam_audio.training.eval_judge import HELD_OUT
 from operators.sam_audio.training.judge_data import Halves, Maker
 from operators.sam_audio.training.judge_systems import earlier_weights, worn
 
-MEDIA = Path(__file__).parents[4] / "jobs" / "demo_media"
-
 
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
-    """A pack like the one `fetch` makes, from the demo's three recordings, as training and eval split at once."""
-    folder = tmp_path_factory.mktemp("pack")
-    rows, audio, at = [], [], 0
-    for kind, name in (("speech", "speech"), ("music", "music"), ("sfx", "dog")):
-        wave, _ = sf.read(MEDIA / f"{name}.flac", dtype="int16")
-        audio.append(wave[:, 0])
-        row = {"path": name, "kind": kind, "label": name, "speaker": "", "package": "", "flags": ""}
-        rows.append({**row, "vad_speech_fraction": 0.0, "split": "eval", "start": at, "length": len(wave)})
-        at += len(wave)
-    np.concatenate(audio).tofile(folder / "audio.i16")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
+    folder = write_pack(tmp_path_factory.mktemp("pack"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge_data, "MIXTURES", 3)
         patch.setattr(judge_data, "FRAMES", 50)

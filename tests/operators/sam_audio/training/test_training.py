@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import soundfile as sf
 import torch
+from packs import write_pack
 
 from operators.sam_audio import SAMAudio
 from operators.sam_audio.band_codec import BandCodec
@@ -18,26 +16,10 @@ from operators.sam_audio.training.fetch import catalogue
 from operators.sam_audio.training.muon import orthogonalise
 from operators.sam_audio.training.train import Recipe, Trainer, tiny_config
 
-MEDIA = Path(__file__).parents[4] / "jobs" / "demo_media"
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
-    """A pack like the one `fetch` makes, from the demo's three recordings."""
-    folder = tmp_path_factory.mktemp("pack")
-    rows, audio, at = [], [], 0
-    for kind, name in (("speech", "speech"), ("music", "music"), ("sfx", "dog")):
-        wave, _ = sf.read(MEDIA / f"{name}.flac", dtype="int16")
-        # The same recordings serve training and validation here: paths are chosen to fall into either part.
-        by_part = {DataEngine.training_part({"path": f"{name}{i}"}): f"{name}{i}" for i in range(400)}
-        audio.append(wave[:, 0])
-        for path in by_part.values():
-            row = {"path": path, "kind": kind, "label": name, "speaker": "", "package": "", "flags": ""}
-            rows.append({**row, "vad_speech_fraction": 0.0, "split": "train", "start": at, "length": len(wave)})
-        at += len(wave)
-    np.concatenate(audio).tofile(folder / "audio.i16")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "index.parquet")
-    return folder
+    return write_pack(tmp_path_factory.mktemp("pack"), "train")
 
 
 @pytest.fixture(scope="module")
