@@ -86,9 +86,9 @@ class SpanEngine:
             active = torch.maximum(active, heard * self.examples[row])
             unsure = torch.maximum(unsure, heard * self.unsure[row])
             drawn = torch.from_numpy(rng.standard_normal(power.shape, np.float32)) * self.cross
-            power = power + source + 2 * (power * source).sqrt() * drawn.clamp(-1, 1)
+            power = mixed_power(power, source, drawn)
         master = 10 ** (rng.uniform(-50, -10) / 10)
-        power = power.clamp_min(0) * master
+        power = power * master
         if rng.random() < 0.6:
             # A noise floor: silence between sounds is seldom digital.
             bed = torch.full((frames, self.codec.channels), master * 10 ** (rng.uniform(-75, -40) / 10))
@@ -135,6 +135,12 @@ class SpanEngine:
         if rng.random() < 0.3:
             gain[int(rng.uniform(0.55, 0.95) * bands) :] *= 1e-6
         return power * gain
+
+
+def mixed_power(a: Tensor, b: Tensor, correlation: Tensor) -> Tensor:
+    """Power of a sum of two signals of powers `a` and `b` whose correlation is given (kept within -1 and 1)."""
+    # Of two that cancel, rounding can leave less than nothing.
+    return (a + b + 2 * (a * b).sqrt() * correlation.clamp(-1, 1)).clamp_min(0)
 
 
 def gate(frames: int, rng: np.random.Generator) -> Tensor:

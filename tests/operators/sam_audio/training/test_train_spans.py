@@ -14,7 +14,7 @@ from operators.sam_audio.training import span_data, train_spans
 from operators.sam_audio.training.band_bank import RECORDING_SECONDS, BandBank
 from operators.sam_audio.training.fetch import catalogue
 from operators.sam_audio.training.sound_concepts import ALIKE, FAMILIES, concepts
-from operators.sam_audio.training.span_data import SpanEngine, activity
+from operators.sam_audio.training.span_data import SpanEngine, activity, mixed_power
 from operators.sam_audio.training.train_spans import Recipe, SpanTrainer, spans_config
 
 LABELS = sorted({row["label"] or "" for row in catalogue() if row["kind"] == "sfx"})
@@ -33,6 +33,13 @@ def codec() -> BandCodec:
 @pytest.fixture(scope="module")
 def engine(data_dir: Path, codec: BandCodec, tmp_path_factory: pytest.TempPathFactory) -> SpanEngine:
     return SpanEngine(BandBank(data_dir, tmp_path_factory.mktemp("bank"), codec), codec, concepts(["dog"]))
+
+
+def test_sounds_that_cancel_leave_nothing_and_never_less() -> None:
+    power = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    mixed = mixed_power(power, power * (1 + 1e-7), torch.tensor(-1.5))
+    assert (mixed >= 0).all() and mixed.max() < 1e-6
+    assert mixed_power(mixed, power, torch.tensor(1.0)).isfinite().all()
 
 
 def test_bank_holds_the_powers_of_the_recordings(data_dir: Path, codec: BandCodec, tmp_path: Path) -> None:
