@@ -79,7 +79,7 @@ bench-media: $(STAMP) ## range decoding against whole-file decoding, per format
 bench-pipeline: $(STAMP) ## x real time and peak memory of the whole job on 12 minutes and 3 hours
 	@$(BIN)/python tests/bench/bench_pipeline.py
 
-bench-scale: $(STAMP) ## planning and tables at 1,000,000 rows, busy share of 1 to 8 stub actors, memory (20 minutes)
+bench-scale: $(STAMP) ## planning and tables at 1,000,000 rows, busy share of 1 to 8 stub actors, memory (35 minutes)
 	@$(BIN)/python tests/bench/bench_scale.py
 
 bench-candidates: $(STAMP) ## CPU time and peak memory of one separation with 1 and 8 candidates, and with skipped windows
@@ -88,7 +88,7 @@ bench-candidates: $(STAMP) ## CPU time and peak memory of one separation with 1 
 fuzz: $(STAMP) ## over 2,000 hostile files, masks and manifests; goes on where it was interrupted (out/fuzz)
 	@$(BIN)/python -m pytest -q -s -m fuzz --timeout 7200 tests/fuzz
 
-faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table, out/faults.json
+faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table (45 minutes), out/faults.json
 	@rm -f out/faults.json
 	@$(BIN)/python -m pytest -q -s -m faults --timeout 1500 tests/faults tests/pipeline/test_training_run.py
 

@@ -1,7 +1,7 @@
 """How the pipeline scales, with a separator that only sleeps: planning, the model's busy share, memory, table commits.
 
 `make bench-scale` prints a table and writes out/bench-scale.json, part by part: parts that are not run again keep their
-figures. Under 20 minutes on 2 cores that are free; `--only plan tables` runs some of the parts.
+figures. About 35 minutes on 2 cores that are free; `--only plan tables` runs some of the parts.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sleep", type=float, default=SLEEP, help="seconds of a stubbed segment")
     parser.add_argument("--segments", type=int, default=10_000, help="of the memory part")
-    parser.add_argument("--minutes", type=float, default=8, help="after which the memory part ends with what is done")
+    parser.add_argument("--minutes", type=float, default=20, help="after which the memory part ends with what is done")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench-scale.json")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
