@@ -64,9 +64,9 @@ eval-spans: $(STAMP) ## the span predictor in SPANS on held-out mixes: F1, false
 
 train-judge: $(STAMP) ## let separators loose on training mixtures, train the small judge on their scores (JUDGE_STEPS)
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
-	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 60 --halves 40
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 40
 	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part validation --shards 4
-	@$(BIN)/python -m operators.sam_audio.training.train_judge out/judge-data --out out/train-judge --steps $(JUDGE_STEPS)
+	@$(BIN)/python -m operators.sam_audio.training.train_judge $(DATA) out/judge-data --out out/train-judge --steps $(JUDGE_STEPS)
 
 eval-judge: $(STAMP) ## correlation of the small judge's scores with the truth, on held-out recordings and separators
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sam_audio.band_codec import BandCodec
-from ..sam_audio.training.span_data import activity
+from ..sam_audio.training.band_sources import activity
 from .items import EvaluationSet, Item
 
 SEGMENT_FRAMES = 25  # a second

@@ -1,6 +1,6 @@
 """Band powers of the training recordings: mixtures are then sums of them, without an FFT in the loop.
 
-Those of a recording are made when it is first drawn, and kept in a folder (256 bytes a frame).
+Those of a recording are made when it is first drawn, and kept beside the audio (256 bytes a frame).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def choose(rows: list[dict[str, Any]], part: str, hop_length: int) -> list[Piece
 
 
 class BandBank:
-    """Band powers of the pieces of one part of `data_dir` (see fetch.py), kept below `folder`."""
+    """Band powers of the pieces of one part of `data_dir` (see fetch.py), kept in its folder `bands`."""
 
-    def __init__(self, data_dir: Path, folder: Path, codec: BandCodec, *, part: str = "train") -> None:
+    def __init__(self, data_dir: Path, codec: BandCodec, *, part: str = "train") -> None:
         self.pieces = choose(pq.read_table(data_dir / "index.parquet").to_pylist(), part, codec.hop_length)
         if not self.pieces:
             raise ValueError(
@@ -74,7 +74,8 @@ class BandBank:
         # Other recordings or another codec go into other files.
         facts = json.dumps([[(p.start, p.samples) for p in self.pieces], vars(codec.config)])
         name = f"{part}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = data_dir / "bands"
+        folder.mkdir(exist_ok=True)
         frames = self.pieces[-1].first_frame + self.pieces[-1].frames
         self._latents = _mapped(folder / f"{name}.f16", np.float16, (frames, codec.channels))
         self._made = _mapped(folder / f"{name}.made", np.uint8, (len(self.pieces),))

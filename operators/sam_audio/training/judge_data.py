@@ -3,9 +3,8 @@
     python -m operators.sam_audio.training.judge_data DATA_DIR OUT [--part train] [--shards 60]
 
 writes shards of 24 mixtures of 4 s (latents in float16: about 4 MB each) to OUT/<part>, and goes on where it was
-interrupted: a shard depends on its number only. For training, `--halves` more files hold sources alone, which
-judge_examples.py mixes anew. `--part eval` draws from the eval split and hears the held-out systems too; nothing is
-trained on it.
+interrupted: a shard depends on its number only. `--part eval` draws from the eval split and hears the held-out systems
+too; nothing is trained on it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from .judge_truth import Truth
 
 FRAMES = 100
 MIXTURES = 24  # a shard
-HALVES_MIXTURES = 64  # a file of sources alone
 OUTPUTS = 6  # a mixture in training
 KINDS = ("speech", "music", "sfx")
 PARTS = ("train", "validation", "eval")
@@ -72,13 +70,11 @@ class Sound:
 class Shard:
     """M mixtures [M, C, T], K outputs of each [M, K, C, T], and their scores for each of S descriptions [M, K, S, 4].
 
-    halves [M, 2, C, T]: latents of what each mixture is the sum of.
     sounds: what the S descriptions of a mixture are about: either of its halves, and a sound that is not in it.
     systems: who made output k. asked [M, K]: the description that the output was made for.
     """
 
     mixture: Tensor
-    halves: Tensor
     outputs: Tensor
     scores: Tensor
     sounds: list[list[Sound]]
@@ -88,7 +84,7 @@ class Shard:
     def save(self, path: Path) -> None:
         facts = {"sounds": [[vars(s) for s in row] for row in self.sounds], "systems": self.systems}
         partial = path.with_suffix(".partial")
-        tensors = {"mixture": self.mixture, "halves": self.halves, "outputs": self.outputs}
+        tensors = {"mixture": self.mixture, "outputs": self.outputs}
         save_file(
             {name: t.half().contiguous() for name, t in tensors.items()}
             | {"scores": self.scores.contiguous(), "asked": self.asked},
@@ -102,28 +98,8 @@ class Shard:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads(file.metadata()["facts"])
             sounds = [[Sound(**s) for s in row] for row in facts["sounds"]]
-            tensors = {name: file.get_tensor(name) for name in ("mixture", "halves", "outputs", "scores", "asked")}
+            tensors = {name: file.get_tensor(name) for name in ("mixture", "outputs", "scores", "asked")}
         return cls(sounds=sounds, systems=facts["systems"], **tensors)
-
-
-@dataclass
-class Halves:
-    """Sources of M mixtures that no system has separated: latents [M, 2, C, T], and what each of the two is."""
-
-    halves: Tensor
-    sounds: list[list[Sound]]
-
-    def save(self, path: Path) -> None:
-        facts = json.dumps([[vars(s) for s in row] for row in self.sounds])
-        partial = path.with_suffix(".partial")
-        save_file({"halves": self.halves.half().contiguous()}, partial, {"sounds": facts})
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Halves:
-        with safe_open(path, "pt") as file:
-            sounds = [[Sound(**s) for s in row] for row in json.loads(file.metadata()["sounds"])]
-            return cls(file.get_tensor("halves"), sounds)
 
 
 class Maker:
@@ -136,12 +112,6 @@ class Maker:
     @cached_property
     def systems(self) -> Systems:
         return Systems(self.codec, self._work / "earlier-weights")
-
-    def halves(self, index: int) -> Halves:
-        rng = np.random.default_rng([PARTS.index(self.part), index, HALVES_MIXTURES])
-        drawn = [self._mixture(rng) for _ in range(HALVES_MIXTURES)]
-        latents = [torch.cat([self.codec.encode(half[None, None]) for half in (a, b)]) for a, b, _ in drawn]
-        return Halves(torch.stack(latents), [sounds[:2] for _, _, sounds in drawn])
 
     def shard(self, index: int) -> Shard:
         rng = np.random.default_rng([PARTS.index(self.part), index])
@@ -169,7 +139,6 @@ class Maker:
             asked.append(torch.from_numpy(which))
         return Shard(
             self.codec.encode((a + b)[:, None]),
-            torch.stack([self.codec.encode(half[:, None]) for half in (a, b)], dim=1),
             torch.stack(outputs, dim=1),
             torch.stack(scores, dim=1),
             sounds,
@@ -192,10 +161,19 @@ class Maker:
             for s, level in zip(spectra, levels, strict=True)
         ]
         found = [Sound(kind, group if kind == "sfx" else "") for kind, (_, group) in zip(kinds, drawn, strict=True)]
-        if three:  # the rest is asked for by what it is not; all kinds are there, so an effect by name is absent
-            rest = Sound(f"not {kinds[0]}")
-            return waves[0], waves[1] + waves[2], [found[0], rest, _other_effect(found, rng)]
-        return waves[0], waves[1], [found[0], found[1], Sound(absent)]
+        sounds = described(found, None if three else absent, rng)
+        return waves[0], sum(waves[2:], start=waves[1]), sounds
+
+
+def described(found: list[Sound], absent: str | None, rng: np.random.Generator) -> list[Sound]:
+    """Sounds of the three descriptions of a mixture of `found` [2 or 3]: the first, the rest, and one that is absent.
+
+    absent: a kind that is not in the mixture, None if all are.
+    """
+    if absent is not None:
+        return [*found, Sound(absent)]
+    # The rest is asked for by what it is not; all kinds are there, so an effect by name is absent.
+    return [found[0], Sound(f"not {found[0].kind}"), _other_effect(found, rng)]
 
 
 def _other_effect(found: list[Sound], rng: np.random.Generator) -> Sound:
@@ -211,22 +189,16 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--part", choices=PARTS, default="train")
     parser.add_argument("--shards", type=int, default=60)
-    parser.add_argument("--halves", type=int, default=0, help=f"files of {2 * HALVES_MIXTURES} sources each")
     args = parser.parse_args()
     maker = Maker(args.data_dir, args.out, args.part)
-    works = (
-        (args.out / f"{args.part}-halves", args.halves, maker.halves),
-        (args.out / args.part, args.shards, maker.shard),
-    )
-    for folder, count, make in works:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{i:05d}.safetensors" for i in range(count)]
-        missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
-        with torch.inference_mode():
-            for i, path in tqdm(missing, desc=folder.name, unit="file", mininterval=10, disable=not missing):
-                made: Shard | Halves = make(i)
-                made.save(path)
-        print(f"{count} files in {folder}")
+    folder = args.out / args.part
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:05d}.safetensors" for i in range(args.shards)]
+    missing = [(i, path) for i, path in enumerate(paths) if not path.exists()]
+    with torch.inference_mode():
+        for i, path in tqdm(missing, desc=folder.name, unit="shard", mininterval=10, disable=not missing):
+            maker.shard(i).save(path)
+    print(f"{args.shards} shards in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Examples for a judge: drawn from the shards of judge_data.py as they are, and mixed anew from their halves.
+"""Examples for a judge: drawn from the shards of judge_data.py as they are, and mixed anew from a bank of recordings.
 
 New mixtures are sums of band powers, their outputs band gains on those: hundreds a second, so that a judge hears
-far more mixtures than systems have separated.
+far more mixtures, and recordings, than systems have separated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..band_codec import CENTRE_DB, FLOOR_DB, SCALE_DB
 from . import judge_gains
-from .judge_data import KINDS, Halves, Shard, Sound
+from .band_sources import BandSources
+from .judge_data import FRAMES, KINDS, Shard, Sound, described
 from .judge_truth import scores_of_gain
 
 FLOOR = (FLOOR_DB - CENTRE_DB) / SCALE_DB
@@ -46,8 +47,8 @@ def joined(first: Examples, second: Examples) -> Examples:
     )
 
 
-class ExampleEngine:
-    """Draws from all shards of a folder, and of `<folder>-halves` where it exists; all are kept in memory."""
+class Separated:
+    """Draws from all shards of a folder, which are kept in memory."""
 
     def __init__(self, folder: Path) -> None:
         shards = [Shard.load(path) for path in sorted(folder.glob("*.safetensors"))]
@@ -57,17 +58,8 @@ class ExampleEngine:
             torch.cat([getattr(shard, name) for shard in shards]) for name in ("mixture", "outputs", "scores")
         )
         self.sounds = [row for shard in shards for row in shard.sounds]
-        beside = folder.with_name(f"{folder.name}-halves").glob("*.safetensors")
-        sources: list[Shard | Halves] = [*shards, *(Halves.load(path) for path in sorted(beside))]
-        self.halves = torch.cat([source.halves for source in sources])
-        self.half_sounds = [row[:2] for source in sources for row in source.sounds]
-        # Halves of one kind: "not speech" and the like are only asked for in their own mixture.
-        self.by_kind = {
-            kind: [(m, h) for m, row in enumerate(self.half_sounds) for h in (0, 1) if row[h].kind == kind]
-            for kind in KINDS
-        }
 
-    def separated(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
+    def draw(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
         """What systems made: `outputs` a mixture, each judged as an answer to two of its three descriptions."""
         chosen = rng.choice(len(self.mixture), mixtures, replace=mixtures > len(self.mixture))
         made, source, phrases, scores = [], [], [], []
@@ -87,10 +79,17 @@ class ExampleEngine:
             rng,
         )
 
-    def remixed(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
-        """New mixtures of halves that never met, with band gains in place of systems."""
-        pairs = [self._pair(rng) for _ in range(mixtures)]
-        a, b = self._powers([a for a, _, _ in pairs], rng), self._powers([b for _, b, _ in pairs], rng)
+
+class Remixed:
+    """Draws new mixtures of the sources of a bank, with band gains in place of systems."""
+
+    def __init__(self, sources: BandSources, frames: int = FRAMES) -> None:
+        self.sources, self.frames = sources, frames
+
+    def draw(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
+        """`outputs` a mixture, each judged as an answer to two of its three descriptions."""
+        drawn = [self._mixture(rng) for _ in range(mixtures)]
+        a, b = torch.stack([a for a, _, _ in drawn]), torch.stack([b for _, b, _ in drawn])
         gain = (a + 1e-16) / (a + b + 2e-16)
         made, source, phrases, scores = [], [], [], []
         for _ in range(outputs):
@@ -100,8 +99,7 @@ class ExampleEngine:
             applied = CHANGES[rng.integers(len(CHANGES))](true, rng)
             answers = scores_of_gain(applied, a, b)
             latents = _latents(applied.square() * (a + b))
-            for row, (first, second, absent) in enumerate(pairs):
-                sounds = [self._sound(first), self._sound(second), absent]
+            for row, (_, _, sounds) in enumerate(drawn):
                 for i in rng.choice(3, 2, replace=False, p=(0.4, 0.4, 0.2)):
                     made.append(latents[row])
                     source.append(row)
@@ -109,29 +107,19 @@ class ExampleEngine:
                     scores.append(answers[row, i])
         return _levelled(_latents(a + b), torch.stack(made), torch.tensor(source), phrases, torch.stack(scores), rng)
 
-    def _pair(self, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int], Sound]:
-        first, second, absent = (str(kind) for kind in rng.permutation(KINDS))
-        a, b = (self.by_kind[kind][rng.integers(len(self.by_kind[kind]))] for kind in (first, second))
-        return a, b, Sound(absent)
-
-    def _sound(self, half: tuple[int, int]) -> Sound:
-        return self.half_sounds[half[0]][half[1]]
-
-    def _powers(self, halves: list[tuple[int, int]], rng: np.random.Generator) -> Tensor:
-        """Band powers [B, T, C] at random levels, some with a tilt."""
-        latents = torch.stack([self.halves[m, h] for m, h in halves]).float().mT
-        tilt = torch.from_numpy(rng.normal(0, 0.15, (len(halves), 1, 1)).astype(np.float32))
-        level = torch.from_numpy(rng.uniform(-0.4, 0.4, (len(halves), 1, 1)).astype(np.float32))
-        # All halves to one level first, or a pair's levels would be those of two other mixtures.
-        power = _power(latents)
-        power = power / power.sum((1, 2), keepdim=True).clamp_min(1e-9) * 1e-2 * power.shape[1]
-        slope = torch.linspace(-1, 1, latents.shape[-1])
-        return power * 10 ** ((level + tilt * slope) * SCALE_DB / 10)
-
-
-def _power(latents: Tensor) -> Tensor:
-    power = 10 ** ((latents * SCALE_DB + CENTRE_DB) / 10)
-    return torch.where(latents > FLOOR + 0.02, power, 0.0)
+    def _mixture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[Sound]]:
+        """Band powers [T, C] of two halves of a mixture, as judge_data.py draws them, and its three sounds."""
+        kinds = [str(kind) for kind in rng.permutation(KINDS)]
+        absent = kinds.pop() if rng.random() < 0.8 else None
+        level = rng.uniform(-45, -15)
+        powers, found = [], []
+        for kind in kinds:
+            group = self.sources.group(kind, rng)
+            power = self.sources.shape(self.sources.source(kind, group, self.frames, rng), rng)
+            powers.append(power * float(10 ** ((level + rng.uniform(-15, 15) / 2) / 10)))
+            found.append(Sound(kind, group if kind == "sfx" else ""))
+        rest = powers[1] if absent else self.sources.mixed(powers[1], powers[2], rng)
+        return powers[0], rest, described(found, absent, rng)
 
 
 def _latents(power: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Train the small judge on what judge_data.py made: mean squared error of four scores whose truth is known.
 
-    python -m operators.sam_audio.training.train_judge SHARDS --out out/train-judge --steps 3000
+    python -m operators.sam_audio.training.train_judge DATA_DIR SHARDS --out out/train-judge --steps 3000
 
 Half of every step's mixtures are the shards' own, with real systems' outputs; half are mixed anew (judge_examples.py).
+It starts from the ears of a span predictor, which knows what descriptions sound like, as the released judge starts from
+PE-AV.
 Resumes from `--out/last.pt`; `--out/best/` is what `SAMAudioJudgeModel.from_pretrained` reads: averaged weights with
 the best correlation on the validation shards, in float16.
 """
@@ -21,34 +23,28 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..band_codec import BandCodec
 from ..checkpoint import CONFIG_NAME
 from ..config import BandCodecConfig
 from ..judge import SAMAudioJudgeModel
 from ..judge_config import SAMAudioJudgeConfig
-from ..pe_av import PEAVConfig
+from ..spans import PEAFrame
 from ..state_files import WEIGHT_NAMES, write_file
 from .averaging import Average
-from .judge_examples import ExampleEngine, Examples, joined
+from .band_bank import BandBank
+from .band_sources import BandSources
+from .judge_examples import Examples, Remixed, Separated, joined
 from .judge_truth import SCORES
 from .muon import Muon
+from .train_spans import TEXT_MODEL, transformer_config
 
-TEXT_MODEL = {"kind": "minilm", "name": "all-MiniLM-L6-v2", "max_length": 64, "dim": 384}
 
-
-def judge_config(width: int = 64, layers: int = 1, finetune_layers: int = 2, heads: int = 4) -> SAMAudioJudgeConfig:
-    def transformer(count: int) -> PEAVConfig:
-        return PEAVConfig(
-            hidden_size=width,
-            intermediate_size=16 * round(width * 2.75 / 16),
-            num_hidden_layers=count,
-            num_attention_heads=heads,
-        )
-
+def judge_config(width: int = 128, layers: int = 3, finetune_layers: int = 2, heads: int = 4) -> SAMAudioJudgeConfig:
     return SAMAudioJudgeConfig(
         BandCodecConfig(),
-        transformer(layers),
+        transformer_config(width, layers, heads),
         TEXT_MODEL,
-        transformer(finetune_layers),
+        transformer_config(width, finetune_layers, heads),
         nth_text_layer=None,
         bottleneck_dim=width,
         clip_seconds=6.0,
@@ -93,6 +89,22 @@ def initialise(model: SAMAudioJudgeModel) -> None:
         given[half:] = separated[half:]
 
 
+def take_ears(model: SAMAudioJudgeModel, ears: PEAFrame) -> None:
+    """Copy what hears, and what reads, from a span predictor of the same width and depth. Raises ValueError."""
+    audio, head = ears.audio_model, ears.text_head
+    if audio.audio_transformer.config != model.transformer.config:
+        raise ValueError(
+            f"the span predictor's transformer is {audio.audio_transformer.config}, the judge's is "
+            f"{model.transformer.config}"
+        )
+    model.data_proj.load_state_dict(audio.data_proj.state_dict())
+    model.transformer.load_state_dict(audio.audio_transformer.state_dict())
+    with torch.no_grad():
+        # Sentences are unit vectors of mean nearly zero: the head's layer norm is a factor a column.
+        width = head.proj.in_features
+        model.text_proj1.weight.copy_(head.proj.weight * head.layer_norm.weight * width**0.5)
+
+
 def optimizers(model: SAMAudioJudgeModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the transformers' matrices, AdamW for the rest."""
     hidden = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
@@ -107,18 +119,29 @@ def optimizers(model: SAMAudioJudgeModel, recipe: Recipe) -> list[torch.optim.Op
 class JudgeTrainer:
     """A run in the folder `out`; continues the one whose `last.pt` lies there."""
 
-    def __init__(self, shards: Path, out: Path, config: SAMAudioJudgeConfig, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        shards: Path,
+        sources: BandSources,
+        out: Path,
+        config: SAMAudioJudgeConfig,
+        recipe: Recipe,
+        ears: PEAFrame | None = None,
+    ) -> None:
         self.out, self.recipe = out, recipe
         out.mkdir(parents=True, exist_ok=True)
-        self.engine = ExampleEngine(shards / "train")
+        self.separated = Separated(shards / "train")
+        self.remixed = Remixed(sources, self.separated.mixture.shape[-1])
         rng = np.random.default_rng(1)
-        validation = ExampleEngine(shards / "validation")
-        self.validation = [validation.separated(8, 4, rng) for _ in range(6)]
+        validation = Separated(shards / "validation")
+        self.validation = [validation.draw(8, 4, rng) for _ in range(6)]
         torch.manual_seed(0)
         self.model = SAMAudioJudgeModel(config).train()
-        scores = self.engine.scores.flatten(0, 2)
+        scores = self.separated.scores.flatten(0, 2)
         self.model.mean.data, self.model.std.data = scores.mean(0), scores.std(0)
         initialise(self.model)
+        if ears is not None:
+            take_ears(self.model, ears)
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self.average = Average(trained, recipe.ema)
         self.optimizers = optimizers(self.model, recipe)
@@ -153,8 +176,8 @@ class JudgeTrainer:
 
     def examples(self) -> Examples:
         recipe = self.recipe
-        real = self.engine.separated(recipe.mixtures, recipe.outputs, self.rng)
-        return joined(real, self.engine.remixed(recipe.mixtures, recipe.outputs, self.rng))
+        real = self.separated.draw(recipe.mixtures, recipe.outputs, self.rng)
+        return joined(real, self.remixed.draw(recipe.mixtures, recipe.outputs, self.rng))
 
     @torch.no_grad()
     def validate(self) -> Tensor:
@@ -216,16 +239,21 @@ class JudgeTrainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data_dir", type=Path)
     parser.add_argument("shards", type=Path, help="what judge_data wrote: folders train and validation")
     parser.add_argument("--out", type=Path, default=Path("out/train-judge"))
     parser.add_argument("--steps", type=int, default=3000, help="in all, those of resumed runs included")
+    parser.add_argument("--ears", default="tiny", help="span predictor to start from, or none")
     args = parser.parse_args()
-    trainer = JudgeTrainer(args.shards, args.out, judge_config(), Recipe())
+    codec = BandCodec(BandCodecConfig())
+    ears = None if args.ears == "none" else PEAFrame.from_pretrained(args.ears)
+    sources = BandSources(BandBank(args.data_dir, codec), codec)
+    trainer = JudgeTrainer(args.shards, sources, args.out, judge_config(), Recipe(), ears)
     trainer.train(args.steps)
     figures = {
         "steps": trainer.step,
         "minutes": round(trainer.seconds / 60, 1),
-        "mixtures": len(trainer.engine.mixture),
+        "mixtures": len(trainer.separated.mixture),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "best_validation_correlation": round(trainer.best, 3),
         "recipe": vars(trainer.recipe),

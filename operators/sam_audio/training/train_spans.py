@@ -35,13 +35,17 @@ from .span_data import SpanBatch, SpanEngine
 TEXT_MODEL = {"kind": "minilm", "name": "all-MiniLM-L6-v2", "max_length": 64, "dim": 384}
 
 
-def spans_config(width: int = 128, layers: int = 3, heads: int = 4) -> PEAFrameConfig:
-    transformer = PEAVConfig(
+def transformer_config(width: int, layers: int, heads: int) -> PEAVConfig:
+    return PEAVConfig(
         hidden_size=width,
-        intermediate_size=64 * round(width * 2.5 / 64),
+        intermediate_size=64 * max(1, round(width * 2.5 / 64)),
         num_hidden_layers=layers,
         num_attention_heads=heads,
     )
+
+
+def spans_config(width: int = 128, layers: int = 3, heads: int = 4) -> PEAFrameConfig:
+    transformer = transformer_config(width, layers, heads)
     return PEAFrameConfig(transformer, TEXT_MODEL, BandCodecConfig().n_bands, output_dim=width, nth_text_layer=None)
 
 
@@ -103,11 +107,12 @@ class SpanTrainer:
 
     def __init__(self, data_dir: Path, out: Path, config: PEAFrameConfig, recipe: Recipe, device: str = "cpu") -> None:
         self.out, self.recipe, self.device = out, recipe, torch.device(device)
+        out.mkdir(parents=True, exist_ok=True)
         codec = BandCodec(BandCodecConfig())
-        bank = BandBank(data_dir, out / "bank", codec)
+        bank = BandBank(data_dir, codec)
         self.concepts = concepts(sorted({p.group for p in bank.pieces if p.kind == "sfx"}))
         self.engine = SpanEngine(bank, codec, self.concepts)
-        self.validation_bank = BandBank(data_dir, out / "bank", codec, part="validation")
+        self.validation = SpanEngine(BandBank(data_dir, codec, part="validation"), codec, self.concepts)
         torch.manual_seed(0)
         self.model = PEAFrame(config).to(self.device).train()
         initialise(self.model)
@@ -169,7 +174,7 @@ class SpanTrainer:
         """Calibrate on validation mixtures, write `best/`, and return what the model card says of the training."""
         averaged = PEAFrame(self.model.config).to(self.device).eval()
         averaged.load_state_dict(self.average.values)
-        figures = calibrate(averaged, self.validation_bank, self.engine, self.concepts, mixtures)
+        figures = calibrate(averaged, self.validation, self.concepts, mixtures)
         save_pretrained(averaged, self.out / "best")
         return figures | {
             "steps": self.step,
@@ -182,20 +187,17 @@ class SpanTrainer:
 
 
 @torch.no_grad()
-def calibrate(
-    model: PEAFrame, bank: BandBank, engine: SpanEngine, known: list[Concept], mixtures: int
-) -> dict[str, float]:
-    """Shift the logits' bias so that THRESHOLD gives the best frame F1 on mixtures of `bank`.
+def calibrate(model: PEAFrame, engine: SpanEngine, known: list[Concept], mixtures: int) -> dict[str, float]:
+    """Shift the logits' bias so that THRESHOLD gives the best frame F1 on mixtures of `engine`.
 
     Descriptions: for every mixture all concepts that it holds, and as many that it does not.
     """
-    heard = SpanEngine(bank, engine.codec, known) if bank is not engine.bank else engine
     device = model.logit_bias.device
     rng = np.random.default_rng(5)
     scores, truth = [], []
     text = model.descriptions([c.wordings[0] for c in known]).to(device)
     for _ in range(max(mixtures // 16, 1)):
-        batch = heard.batch(16, 150, rng)
+        batch = engine.batch(16, 150, rng)
         logits = frame_logits(model, batch.latents.to(device), text).cpu()
         certain = batch.known.bool().all(1)
         present = batch.active.bool().any(1) & certain

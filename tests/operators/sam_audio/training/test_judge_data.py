@@ -12,7 +12,7 @@ from operators.sam_audio.sources import SHIPPED
 from operators.sam_audio.training import judge_data
 from operators.sam_audio.training.engine import DataEngine
 from operators.sam_audio.training.eval_judge import HELD_OUT
-from operators.sam_audio.training.judge_data import Halves, Maker
+from operators.sam_audio.training.judge_data import Maker
 from operators.sam_audio.training.judge_systems import earlier_weights, worn
 
 
@@ -77,14 +77,3 @@ def test_earlier_weights_are_none_without_a_history(tmp_path: Path, monkeypatch:
 def test_training_and_evaluation_recordings_are_disjoint() -> None:
     parts = {DataEngine.training_part({"path": f"{i}"}) for i in range(500)}
     assert parts == {"train", "validation"}
-
-
-def test_sources_alone_come_back_as_they_were_saved(
-    maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(judge_data, "HALVES_MIXTURES", 2)
-    made = maker.halves(0)
-    made.save(tmp_path / "h.safetensors")
-    back = Halves.load(tmp_path / "h.safetensors")
-    assert back.sounds == made.sounds and made.halves.shape == (2, 2, 128, 50)
-    torch.testing.assert_close(back.halves.float(), made.halves, atol=2e-3, rtol=0)

@@ -5,16 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packs import write_pack
 
+from operators.sam_audio.band_codec import BandCodec
+from operators.sam_audio.config import BandCodecConfig
 from operators.sam_audio.judge import SAMAudioJudgeModel
+from operators.sam_audio.spans import PEAFrame
+from operators.sam_audio.training.band_bank import BandBank
+from operators.sam_audio.training.band_sources import BandSources
 from operators.sam_audio.training.eval_judge import evaluate, table
 from operators.sam_audio.training.judge_data import Shard, Sound
-from operators.sam_audio.training.judge_examples import FLOOR, ExampleEngine
+from operators.sam_audio.training.judge_examples import FLOOR, Remixed, Separated
 from operators.sam_audio.training.judge_truth import SCORES, scores_of_gain
-from operators.sam_audio.training.train_judge import JudgeTrainer, Recipe, judge_config, pearson
+from operators.sam_audio.training.train_judge import JudgeTrainer, Recipe, judge_config, pearson, take_ears
+from operators.sam_audio.training.train_spans import spans_config
 
 BANDS, FRAMES, MIXTURES = 128, 20, 12
-SMALL = judge_config(width=16, finetune_layers=1, heads=2)
+SMALL = judge_config(width=16, layers=1, finetune_layers=1, heads=2)
 
 
 def latents(power: torch.Tensor) -> torch.Tensor:
@@ -34,7 +41,6 @@ def shard(seed: int, systems: list[str]) -> Shard:
         scores.append(scores_of_gain(gain, a, b))
     return Shard(
         latents(a + b),
-        torch.stack([latents(a), latents(b)], 1),
         torch.stack(outputs, 1),
         torch.stack(scores, 1),
         [[Sound("speech"), Sound("music"), Sound("sfx", "dog")] for _ in range(MIXTURES - 2)]
@@ -55,6 +61,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> BandSources:
+    codec = BandCodec(BandCodecConfig())
+    return BandSources(BandBank(write_pack(tmp_path_factory.mktemp("pack"), "train"), codec), codec)
+
+
 def test_shard_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     made = shard(0, ["stage", "oracle"])
     made.save(tmp_path / "s.safetensors")
@@ -64,9 +76,8 @@ def test_shard_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(back.outputs.float(), made.outputs, atol=2e-3, rtol=0)
 
 
-def test_examples_are_the_same_for_the_same_generator(shards: Path) -> None:
-    engine = ExampleEngine(shards / "train")
-    for draw in (engine.separated, engine.remixed):
+def test_examples_are_the_same_for_the_same_generator(shards: Path, sources: BandSources) -> None:
+    for draw in (Separated(shards / "train").draw, Remixed(sources, FRAMES).draw):
         first, second = (draw(4, 2, np.random.default_rng(5)) for _ in range(2))
         assert first.phrases == second.phrases and len(first.phrases) == len(first.outputs) == 16
         assert torch.equal(first.outputs, second.outputs) and torch.equal(first.scores, second.scores)
@@ -77,21 +88,23 @@ def test_an_absent_effect_is_never_asked_for_in_general_words() -> None:
     assert set(Sound("effect", "dog").phrases).isdisjoint(Sound("sfx").phrases)
 
 
-def test_the_error_falls_on_fixed_examples(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = JudgeTrainer(shards, tmp_path, SMALL, Recipe(mixtures=3, outputs=3, warmup_steps=3))
+def test_the_error_falls_on_fixed_examples(
+    shards: Path, sources: BandSources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = JudgeTrainer(shards, sources, tmp_path, SMALL, Recipe(mixtures=3, outputs=3, warmup_steps=3))
     fixed = trainer.examples()
     monkeypatch.setattr(trainer, "examples", lambda: fixed)
     errors = [trainer.train_step(0.0) for _ in range(60)]
     assert errors[-1] < 0.5 * errors[0]
 
 
-def test_resumed_training_is_as_if_it_had_never_stopped(shards: Path, tmp_path: Path) -> None:
+def test_resumed_training_is_as_if_it_had_never_stopped(shards: Path, sources: BandSources, tmp_path: Path) -> None:
     recipe = Recipe(mixtures=4, outputs=3, warmup_steps=3)
-    trainer = JudgeTrainer(shards, tmp_path, SMALL, recipe)
+    trainer = JudgeTrainer(shards, sources, tmp_path, SMALL, recipe)
     for _ in range(4):
         trainer.train_step(0.0)
     trainer.save()
-    resumed = JudgeTrainer(shards, tmp_path, SMALL, recipe)
+    resumed = JudgeTrainer(shards, sources, tmp_path, SMALL, recipe)
     assert resumed.step == 4
     for other in (trainer, resumed):
         for _ in range(3):
@@ -100,8 +113,8 @@ def test_resumed_training_is_as_if_it_had_never_stopped(shards: Path, tmp_path: 
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_what_is_shipped_loads_and_is_evaluated(shards: Path, tmp_path: Path) -> None:
-    trainer = JudgeTrainer(shards, tmp_path, SMALL, Recipe(mixtures=2, outputs=2))
+def test_what_is_shipped_loads_and_is_evaluated(shards: Path, sources: BandSources, tmp_path: Path) -> None:
+    trainer = JudgeTrainer(shards, sources, tmp_path, SMALL, Recipe(mixtures=2, outputs=2))
     trainer.train_step(0.0)
     assert trainer.validate().shape == (4,)
     judge = SAMAudioJudgeModel.from_pretrained(tmp_path / "best")
@@ -115,9 +128,24 @@ def test_what_is_shipped_loads_and_is_evaluated(shards: Path, tmp_path: Path) ->
 
 def test_no_shards_is_said_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="judge_data"):
-        ExampleEngine(tmp_path)
+        Separated(tmp_path)
 
 
 def test_pearson_is_one_for_a_rescaled_copy() -> None:
     x = torch.rand(50, 4)
     torch.testing.assert_close(pearson(x, 3 * x - 1), torch.ones(4))
+
+
+def test_a_judge_hears_and_reads_like_the_span_predictor_that_it_starts_from(
+    shards: Path, sources: BandSources, tmp_path: Path
+) -> None:
+    ears = PEAFrame(spans_config(16, 1, 2))
+    judge = JudgeTrainer(shards, sources, tmp_path, SMALL, Recipe(), ears).model
+    latents = torch.randn(2, FRAMES, BANDS)
+    torch.testing.assert_close(
+        judge.hear(latents), ears.audio_model.audio_transformer(ears.audio_model.data_proj(latents)).frames
+    )
+    sentences = ears.descriptions(["speech", "a dog barking"])
+    torch.testing.assert_close(judge.text_proj1(sentences), ears.text_head(sentences), atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="the judge's is"):
+        take_ears(judge, PEAFrame(spans_config(32, 1, 2)))

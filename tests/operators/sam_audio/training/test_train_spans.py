@@ -10,11 +10,12 @@ from packs import write_pack
 from operators.sam_audio.band_codec import BandCodec
 from operators.sam_audio.config import BandCodecConfig
 from operators.sam_audio.spans import THRESHOLD, PEAFrame
-from operators.sam_audio.training import span_data, train_spans
+from operators.sam_audio.training import band_sources, train_spans
 from operators.sam_audio.training.band_bank import RECORDING_SECONDS, BandBank
+from operators.sam_audio.training.band_sources import BandSources, activity, mixed_power
 from operators.sam_audio.training.fetch import catalogue
 from operators.sam_audio.training.sound_concepts import ALIKE, FAMILIES, concepts
-from operators.sam_audio.training.span_data import SpanEngine, activity, mixed_power
+from operators.sam_audio.training.span_data import SpanEngine
 from operators.sam_audio.training.train_spans import Recipe, SpanTrainer, spans_config
 
 LABELS = sorted({row["label"] or "" for row in catalogue() if row["kind"] == "sfx"})
@@ -31,8 +32,8 @@ def codec() -> BandCodec:
 
 
 @pytest.fixture(scope="module")
-def engine(data_dir: Path, codec: BandCodec, tmp_path_factory: pytest.TempPathFactory) -> SpanEngine:
-    return SpanEngine(BandBank(data_dir, tmp_path_factory.mktemp("bank"), codec), codec, concepts(["dog"]))
+def engine(data_dir: Path, codec: BandCodec) -> SpanEngine:
+    return SpanEngine(BandBank(data_dir, codec), codec, concepts(["dog"]))
 
 
 def test_sounds_that_cancel_leave_nothing_and_never_less() -> None:
@@ -42,12 +43,13 @@ def test_sounds_that_cancel_leave_nothing_and_never_less() -> None:
     assert mixed_power(mixed, power, torch.tensor(1.0)).isfinite().all()
 
 
-def test_bank_holds_the_powers_of_the_recordings(data_dir: Path, codec: BandCodec, tmp_path: Path) -> None:
-    bank = BandBank(data_dir, tmp_path, codec)
+def test_bank_holds_the_powers_of_the_recordings(codec: BandCodec, tmp_path: Path) -> None:
+    data_dir = write_pack(tmp_path, "train")
+    bank = BandBank(data_dir, codec)
     piece = next(p for p in bank.pieces if p.kind == "speech")
     wave = np.memmap(data_dir / "audio.i16", dtype=np.int16)[piece.start : piece.start + piece.samples]
     true = codec.band_power(codec.stft(torch.from_numpy(wave.astype(np.float32) / 32768)))[10:40]
-    for opened in (bank, BandBank(data_dir, tmp_path, codec)):  # made now, and read back
+    for opened in (bank, BandBank(data_dir, codec)):  # made now, and read back
         kept = opened.power(piece, 10, 30)
         loud = true > 1e-8
         torch.testing.assert_close(kept[loud].log10(), true[loud].log10(), atol=0.005, rtol=0)  # 0.05 dB
@@ -69,8 +71,8 @@ def test_truth_follows_the_sources(engine: SpanEngine, monkeypatch: pytest.Monke
     monkeypatch.setattr(SpanEngine, "_sources", lambda self, rng: chosen)
     half = torch.cat([torch.ones(50), torch.zeros(50)])
     gates = iter([half, 1 - half] * 20)
-    monkeypatch.setattr(span_data, "gate", lambda frames, rng: next(gates))
-    monkeypatch.setattr(SpanEngine, "_shape", lambda self, power, rng, deviation_db=3.0: power)
+    monkeypatch.setattr(band_sources, "gate", lambda frames, rng: next(gates))
+    monkeypatch.setattr(BandSources, "shape", lambda self, power, rng, deviation_db=3.0: power)
 
     class Always(np.random.Generator):
         """Every source is gated."""
@@ -133,15 +135,13 @@ def test_it_learns_and_what_it_saves_loads(data_dir: Path, tmp_path: Path) -> No
     assert logits.shape == (1, 40) and torch.isfinite(logits).all()
 
 
-def test_calibration_makes_the_usual_threshold_the_best_one(
-    engine: SpanEngine, data_dir: Path, codec: BandCodec
-) -> None:
+def test_calibration_makes_the_usual_threshold_the_best_one(engine: SpanEngine) -> None:
     torch.manual_seed(2)
     model = PEAFrame(spans_config(32, 1, 2)).eval()
     train_spans.initialise(model)
     with torch.no_grad():
         model.logit_bias.fill_(-9.0)  # so low that nothing would ever be found
-    found = train_spans.calibrate(model, engine.bank, engine, concepts(["dog"]), 16)
+    found = train_spans.calibrate(model, engine, concepts(["dog"]), 16)
     text = model.descriptions(["speech"])
     batch = engine.batch(8, 100, np.random.default_rng(0))
     with torch.no_grad():
