@@ -113,7 +113,8 @@ class Rig:
             self.fs.put_file(str(path), f"{self.media}/{path.name}")
         self.manifest = f"{self.media}/manifest.parquet"
         # As a user would: what the manifest says needs no probing later.
-        assert build_manifest(["--media", self.media, "--out", self.manifest]) == 0
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert build_manifest(["--media", self.media, "--out", self.manifest]) == 0
         self._drivers: list[Driver] = []
         self._nodes: Nodes | None = None
         self._reference: dict[str, dict[str, Any]] | None = None
