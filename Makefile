@@ -13,7 +13,7 @@ LAKE ?= out/demo/lake
 MODEL ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format train-tiny eval-tiny train-judge eval-judge train-spans eval-spans \
+.PHONY: help setup demo test lint format train-tiny eval-tiny ablate-tiny train-judge eval-judge train-spans eval-spans \
 	bench-media bench-pipeline bench-scale bench-candidates \
 	fuzz faults verify-checkpoint clean
 
@@ -53,6 +53,10 @@ train-tiny: $(STAMP) ## fetch the training audio, train the small model for MINU
 eval-tiny: $(STAMP) ## the small model beside two public denoisers on held-out mixes, against its targets; table and page
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
 	@$(BIN)/python -m operators.evaluation.tiny $(DATA) --out out/eval-tiny.json
+
+ablate-tiny: $(STAMP) ## train the small model anew with one change of its recipe at a time; table (hours)
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.evaluation.ablate $(DATA) --out out/ablate-tiny
 
 train-spans: $(STAMP) ## fetch the training audio, train the small span predictor (STEPS), write weights and figures
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)

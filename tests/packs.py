@@ -13,16 +13,18 @@ MEDIA = Path(__file__).parents[1] / "jobs" / "demo_media"
 
 
 def write_pack(folder: Path, split: str = "eval") -> Path:
-    """All of it in one split; in "train" every recording stands twice, to train with and to validate with."""
+    """All of it in one split, or in "both"; in "train" every recording stands twice, to train and to validate with."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, audio, at = [], [], 0
     for kind, name in (("speech", "speech"), ("music", "music"), ("sfx", "dog")):
         wave = sf.read(MEDIA / f"{name}.flac", dtype="int16")[0][:, 0]
         # What part a recording belongs to follows from its path.
         by_part = {DataEngine.training_part({"path": f"{name}{i}"}): f"{name}{i}" for i in range(400)}
-        for path in [name] if split == "eval" else by_part.values():
+        paths = [(path, "train") for path in by_part.values()] if split != "eval" else []
+        paths += [(name, "eval")] if split != "train" else []
+        for path, part in paths:
             row = {"path": path, "kind": kind, "label": name, "speaker": "", "package": "", "flags": ""}
-            rows.append({**row, "vad_speech_fraction": 0.0, "split": split, "start": at, "length": len(wave)})
+            rows.append({**row, "vad_speech_fraction": 0.0, "split": part, "start": at, "length": len(wave)})
         audio.append(wave)
         at += len(wave)
     np.concatenate(audio).tofile(folder / "audio.i16")
