@@ -11,7 +11,6 @@ from packs import write_pack
 from operators.evaluation import ablate
 from operators.sam_audio.training.train import Trainer
 
-
 # The others differ in numbers only.
 BUILT_OTHERWISE = ["without the skip from the mixture", "velocity, all times, eight midpoint steps"]
 
