@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -18,15 +21,14 @@ from pipeline.items import Work
 from pipeline.stages import DecodeStage, SeparateStage, threads_per_actor
 from pipeline.write import WriteStage
 
+Row = dict[str, Any]
 # Blocks of one segment each: larger targets make Ray gather segments, which costs it time and store memory.
 BLOCK_BYTES = 12 << 20
 # Planned segments that enter Ray together: about a megabyte.
 ROWS_PER_BLOCK = 1000
 
 
-def results(
-    context: Context, todo: Iterable[Work], separator: Callable[[], Any] | None = None
-) -> Iterator[dict[str, Any]]:
+def results(context: Context, todo: Iterable[Work], separator: Callable[[], Any] | None = None) -> Iterator[Row]:
     """Run the work on the cluster; yields result rows (see stages) as they come, in no order.
 
     `separator` makes what a model actor calls, in place of the model that the settings name.
@@ -64,7 +66,53 @@ def results(
             num_cpus=0,
         )
     )
-    yield from flow.iter_rows()
+    # Ray's own limit (`connect`) looks between two steps of its scheduling: it cannot see a step that never ends.
+    yield from watched(flow.iter_rows(), 2 * config.stall_seconds)
+
+
+class Stalled(RuntimeError):
+    """Nothing came out of Ray for longer than a run waits."""
+
+
+def watched(rows: Iterable[Row], seconds: float) -> Iterator[Row]:
+    """The same rows; raises Stalled when the next one takes longer than `seconds`."""
+    arrived: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    left = threading.Event()
+
+    def hand_over(kind: str, value: Any = None) -> None:
+        while not left.is_set():
+            with suppress(queue.Full):
+                arrived.put((kind, value), timeout=1)
+                return
+
+    def pull() -> None:
+        try:
+            for row in rows:
+                hand_over("row", row)
+                if left.is_set():
+                    return
+        except BaseException as error:
+            hand_over("error", error)
+        else:
+            hand_over("end")
+
+    threading.Thread(target=pull, daemon=True, name="results").start()
+    try:
+        while True:
+            try:
+                kind, value = arrived.get(timeout=seconds)
+            except queue.Empty:
+                raise Stalled(
+                    f"no result for {seconds:.0f} s (twice stall_seconds). Ray stops making objects on a node whose "
+                    "disk is 95 % full, and waits for nodes that were lost: see infra/RUNBOOK.md, Nothing arrives"
+                ) from None
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        left.set()
 
 
 def connect(config: JobConfig) -> None:
