@@ -140,8 +140,8 @@ def connect(config: JobConfig) -> None:
 def keep_workers() -> None:
     """Let the nodes that this process starts keep idle workers for ten minutes instead of a second.
 
-    A node keeps as many idle ones as it has CPUs. Decoding and writing want workers in turns, and a new one imports torch
-    for 6 s: on three nodes of one CPU a third of a run's processor time went into workers of seconds ago.
+    It keeps as many as it has CPUs in any case. Decoding and writing want workers in turns, and a new one imports torch
+    for 6 s: on three nodes of one CPU that was a third of a run's processor time.
     """
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", IDLE_WORKER_MS)
 
