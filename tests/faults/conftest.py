@@ -27,7 +27,7 @@ def build(folder: Path, endpoint: str, *, count: int, hours: float, bound: float
 # Gone with its module: what runs after it needs the processors.
 @pytest.fixture(scope="module")
 def small_rig(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rigs.Rig]:
-    rig = build(tmp_path_factory.mktemp("faults-small"), s3_server, count=10, hours=0.4, bound=110)
+    rig = build(tmp_path_factory.mktemp("faults-small"), s3_server, count=10, hours=0.4, bound=240)
     rig.reports = False
     yield rig
     rig.close()

@@ -150,7 +150,7 @@ class Rig:
         command += ["--manifest", manifest or self.manifest, "--allowed-read-prefixes", self.media]
         command += ["--model", str(self.model), "--segment-seconds", "600", "--decoders", "2", "--writers", "2"]
         command += ["--separators", "2", "--gpus-per-separator", "0.5", "--commit-every-seconds", "5"]
-        command += ["--stall-seconds", "60", *more]
+        command += ["--stall-seconds", "100", *more]
         variables = os.environ | self.environment | {"RAY_ADDRESS": self.nodes.cluster.address} | environment
         self._drivers.append(Driver(command, variables, self.folder / f"run-{uuid.uuid4().hex[:8]}.log"))
         return self._drivers[-1]

@@ -11,7 +11,7 @@ from proxy import Fault
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_killed_actor_decoder_and_writer_lose_and_double_nothing(small_rig: rigs.Rig) -> None:
     assert small_rig.reference
     faults = [
