@@ -110,7 +110,7 @@ def test_a_run_leaves_curves_figures_and_a_model_and_is_never_overwritten(sounds
 @pytest.mark.timeout(1500)
 def test_a_run_whose_workers_and_driver_were_killed_ends_as_one_that_was_left_alone(sounds, tmp_path):
     whole, broken = (settings(sounds, tmp_path / name) for name in ("whole", "broken"))
-    broken |= {"workers": 2, "micro_batch": 1, "lease_seconds": 2}
+    broken |= {"workers": 2, "micro_batch": 1, "lease_seconds": 15}
     store = TrainingStore(checked(broken))
 
     job = start(broken)
