@@ -92,7 +92,7 @@ bench-candidates: $(STAMP) ## CPU time and peak memory of one separation with 1 
 fuzz: $(STAMP) ## over 2,000 hostile files, masks and manifests; goes on where it was interrupted (out/fuzz)
 	@$(BIN)/python -m pytest -q -s -m fuzz --timeout 7200 tests/fuzz
 
-faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table (45 minutes), out/faults.json
+faults: $(STAMP) ## kill, break and starve a run on three Ray nodes and S3 in every way; table (1 to 2 hours), out/faults.json
 	@rm -f out/faults.json
 	@$(BIN)/python -m pytest -q -s -m faults --timeout 1500 tests/faults tests/pipeline/test_training_run.py
 
