@@ -26,7 +26,10 @@ Row = dict[str, Any]
 BLOCK_BYTES = 12 << 20
 # Planned segments that enter Ray together: about a megabyte.
 ROWS_PER_BLOCK = 1000
-IDLE_WORKER_MS = "600000"
+# For nodes that are started: they keep idle workers for ten minutes instead of a second, beyond one a CPU. Decoding and
+# writing want workers in turns, and a new one imports torch for 6 s: on three nodes of one CPU that was a third of a
+# run's processor time.
+KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 
 def results(context: Context, todo: Iterable[Work], separator: Callable[[], Any] | None = None) -> Iterator[Row]:
@@ -124,7 +127,8 @@ def connect(config: JobConfig) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not os.environ.get("RAY_ADDRESS"):
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core prints notes for its developers
-            keep_workers()
+            for name, value in KEEP_WORKERS.items():
+                os.environ.setdefault(name, value)
             # Model actors are placed by GPU; where there is none, Ray is told of as many as there are replicas.
             fake = {} if _local_gpus() else {"num_gpus": config.separators or 1}
             options |= {"address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1), **fake}
@@ -135,15 +139,6 @@ def connect(config: JobConfig) -> None:
     data.print_on_execution_start = False
     data.execution_options.preserve_order = False
     data.execution_no_progress_timeout_s = config.stall_seconds
-
-
-def keep_workers() -> None:
-    """Let the nodes that this process starts keep idle workers for ten minutes instead of a second.
-
-    It keeps as many as it has CPUs in any case. Decoding and writing want workers in turns, and a new one imports torch
-    for 6 s: on three nodes of one CPU that was a third of a run's processor time.
-    """
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", IDLE_WORKER_MS)
 
 
 def gpus_held(config: JobConfig) -> float:

@@ -29,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.build_manifest import main as build_manifest
 from jobs.collect_garbage import main as collect_garbage
-from pipeline.graph import IDLE_WORKER_MS
+from pipeline.graph import KEEP_WORKERS
 from pipeline.storage import Store
 from pipeline.tables import Tables
 
@@ -107,9 +107,7 @@ class Rig:
         self.folder, self.model, self.bound = folder, model, bound_seconds
         self.reports = True
         self.proxy = Proxy(int(endpoint.rpartition(":")[2]))
-        self.environment = {"AWS_ENDPOINT_URL": self.proxy.url, "OMP_NUM_THREADS": "1"}
-        # Nodes of one CPU: what `keep_workers` says of them.
-        self.environment["RAY_idle_worker_killing_time_threshold_ms"] = IDLE_WORKER_MS
+        self.environment = {"AWS_ENDPOINT_URL": self.proxy.url, "OMP_NUM_THREADS": "1", **KEEP_WORKERS}
         self.media = f"s3://media/{uuid.uuid4().hex[:12]}"
         self.fs = s3fs.S3FileSystem(endpoint_url=endpoint, use_listings_cache=False)
         for path in files:
