@@ -192,13 +192,25 @@ def test_sound_shorter_than_its_padding_is_filled_with_zeros(codec: DACVAE) -> N
     torch.testing.assert_close(codec.encode(wav), codec.encode(filled))
 
 
-def test_low_precision_stays_close(golden: Golden, codec: DACVAE) -> None:
-    low = tiny(golden).bfloat16()
-    latents = low.encode(golden["case1.in.wav"])
-    assert latents.dtype == torch.bfloat16
-    torch.testing.assert_close(latents.float(), golden["case1.out.latents"], rtol=0.1, atol=0.1)
-    audio = low.decode(golden["case1.out.latents"], message=golden["case1.in.message0"])
-    torch.testing.assert_close(audio.float(), golden["case1.out.audio_message0"], rtol=0.1, atol=0.1)
+def test_low_precision_stays_close() -> None:
+    # Not the golden codec: a bfloat16 convolution of 8 input channels is plainly wrong in oneDNN's AMX code (torch
+    # 2.12.1, ONEDNN_MAX_CPU_ISA=AVX512_CORE_AMX: error as large as the signal). The released codec has no such layer.
+    torch.manual_seed(0)
+    config = DACVAEConfig(
+        encoder_dim=16, encoder_rates=(2, 3, 5, 8), latent_dim=32, decoder_dim=256, decoder_rates=(8, 5, 3, 2)
+    )
+    codec, wav = DACVAE(config).eval(), 0.3 * noise(2, 1, 2400)
+    latents = codec.encode(wav)
+    message = torch.randint(0, 2, (2, 16))
+    audio = codec.decode(latents, message=message)
+    low = codec.bfloat16()
+    assert low.encode(wav).dtype == torch.bfloat16
+    for found, expected in (
+        (low.encode(wav).float(), latents),
+        (low.decode(latents, message=message).float(), audio),
+    ):
+        # bfloat16 has 8 bits: each layer rounds to 0.4 %, and some twenty of them add up.
+        assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_no_frames_give_no_audio(codec: DACVAE) -> None:
