@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
 import os
 import sys
 import time
@@ -122,17 +121,12 @@ class _Worker:
 
 def _on_ray(plan: Plan, count: int, workers: int) -> Iterator[list[Row]]:
     """Rows in the order in which items are done; as `evaluate` gives them otherwise."""
-    import ray
     import ray.data
 
-    if not ray.is_initialized():
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        # As the pipeline: the cluster that RAY_ADDRESS names (as under `ray job submit`), else one of this run's own.
-        if not os.environ.get("RAY_ADDRESS"):
-            # One core more than workers: those hold theirs, and item numbers are read by a task.
-            cores = max(workers + 1, os.cpu_count() or 1)
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
-        ray.init(**options)
+    from pipeline import cluster
+
+    # One core more than workers: those hold theirs, and item numbers are read by a task.
+    cluster.join(max(workers + 1, os.cpu_count() or 1))
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.range(count, override_num_blocks=min(count, workers * 8)).map_batches(
         _Worker,

@@ -6,7 +6,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
+from pipeline import cluster
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.items import Work
@@ -26,26 +27,45 @@ Row = dict[str, Any]
 BLOCK_BYTES = 12 << 20
 # Planned segments that enter Ray together: about a megabyte.
 ROWS_PER_BLOCK = 1000
-# For nodes that are started: they keep idle workers for ten minutes instead of a second, beyond one a CPU. Decoding and
-# writing want workers in turns, and a new one imports torch for 6 s: on three nodes of one CPU that was a third of a
-# run's processor time.
-KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+# Segments of one execution of the flow, and at least so many for each model actor. Ray keeps some 20 kB of the driver's
+# memory for every segment until an execution ends; the next one starts the model actors again.
+SEGMENTS_PER_EXECUTION = 20_000
+SEGMENTS_PER_ACTOR = 2_000
 
 
-def results(context: Context, todo: Iterable[Work], separator: Callable[[], Any] | None = None) -> Iterator[Row]:
+def results(
+    context: Context,
+    todo: Iterable[Work],
+    separator: Callable[[], Any] | None = None,
+    segments_per_execution: int | None = None,
+) -> Iterator[Row]:
     """Run the work on the cluster; yields result rows (see stages) as they come, in no order.
 
     `separator` makes what a model actor calls, in place of the model that the settings name.
     """
+    config, left = context.config, iter(todo)
+    while True:
+        # Counted anew each time: the cluster may have grown.
+        separators = config.separators or max(1, _gpus())
+        works = list(
+            islice(left, segments_per_execution or max(SEGMENTS_PER_EXECUTION, SEGMENTS_PER_ACTOR * separators))
+        )
+        if not works:
+            return
+        # Ray's own limit (`connect`) looks between two steps of its scheduling: it cannot see a step that never ends.
+        yield from watched(_rows(_flow(context, works, separators, separator)), 2 * config.stall_seconds)
+
+
+def _flow(
+    context: Context, works: Sequence[Work], separators: int, separator: Callable[[], Any] | None
+) -> ray.data.Dataset:
     config = context.config
-    separators = config.separators or max(1, _gpus())
-    gpus = _gpus_each(config, separators)
     # Ray tries a task whose worker died again, without end; the notes under attempts/ (see stages) end that.
-    left = iter(todo)
-    blocks: list[Any] = []  # in Ray's store, which spills to disk: the driver never holds all of it
-    while some := [work.to_json() for work in islice(left, ROWS_PER_BLOCK)]:
-        blocks.append(ray.put(pa.table({"work": some})))
-    flow = (
+    blocks: list[Any] = [
+        ray.put(pa.table({"work": [work.to_json() for work in works[i : i + ROWS_PER_BLOCK]]}))
+        for i in range(0, len(works), ROWS_PER_BLOCK)
+    ]
+    return (
         ray.data.from_arrow_refs(blocks)
         .repartition(target_num_rows_per_block=1)
         .map(
@@ -59,7 +79,7 @@ def results(context: Context, todo: Iterable[Work], separator: Callable[[], Any]
             batch_size=config.segments_per_batch,
             # On a GPU the CPU only feeds it; without one the model uses what Ray does not count.
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=_gpus_each(config, separators),
             fn_constructor_args=(context, None if _on_gpus(config) else threads_per_actor(separators), separator),
         )
         .map(
@@ -70,8 +90,13 @@ def results(context: Context, todo: Iterable[Work], separator: Callable[[], Any]
             num_cpus=0,
         )
     )
-    # Ray's own limit (`connect`) looks between two steps of its scheduling: it cannot see a step that never ends.
-    yield from watched(flow.iter_rows(), 2 * config.stall_seconds)
+
+
+def _rows(flow: ray.data.Dataset) -> Iterator[Row]:
+    # Not iter_rows: every five seconds it sends the statistics of all blocks so far to an actor, which is quadratic.
+    for bundle in flow.iter_internal_ref_bundles():
+        for block in bundle.blocks:
+            yield from ray.get(block.ref).to_pylist()
 
 
 class Stalled(RuntimeError):
@@ -123,16 +148,8 @@ def connect(config: JobConfig) -> None:
     """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine."""
     # Said before Ray starts: it has lines of its own for every setting below.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not os.environ.get("RAY_ADDRESS"):
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core prints notes for its developers
-            for name, value in KEEP_WORKERS.items():
-                os.environ.setdefault(name, value)
-            # Model actors are placed by GPU; where there is none, Ray is told of as many as there are replicas.
-            fake = {} if _local_gpus() else {"num_gpus": config.separators or 1}
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1), **fake}
-        ray.init(**options)
+    # Model actors are placed by GPU; where there is none, Ray is told of as many as there are replicas.
+    cluster.join(max(2, os.cpu_count() or 1), None if _local_gpus() else config.separators or 1)
     data = DataContext.get_current()
     data.target_max_block_size = BLOCK_BYTES
     data.enable_progress_bars = False

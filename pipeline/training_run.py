@@ -16,6 +16,7 @@ from operators.sam_audio.checkpoint import fingerprint, read_config
 from operators.sam_audio.config import ConfigError
 from operators.sam_audio.sources import CheckpointError
 from operators.sam_audio.training.mixing import Collection
+from pipeline import cluster
 from pipeline.config import JobConfigError
 from pipeline.lease import Lease, LeaseLost
 from pipeline.storage import StorageError, Store
@@ -152,18 +153,8 @@ def connect(config: TrainingConfig) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     # Without it every line of a worker appears twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        # A worker holds one and feeds its model; examples are made on the rest.
-        num_cpus=max(2, os.cpu_count() or 1) + config.workers,
-        logging_level=logging.ERROR,
-    )
+    # A worker holds one core and feeds its model; examples are made on the rest.
+    cluster.join(max(2, os.cpu_count() or 1) + config.workers, log_to_driver=True)
 
 
 def report(store: TrainingStore) -> None:

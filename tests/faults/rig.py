@@ -29,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.build_manifest import main as build_manifest
 from jobs.collect_garbage import main as collect_garbage
-from pipeline.graph import KEEP_WORKERS
+from pipeline.cluster import KEEP_WORKERS
 from pipeline.storage import Store
 from pipeline.tables import Tables
 

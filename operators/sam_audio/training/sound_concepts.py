@@ -38,6 +38,18 @@ ALIKE = (
     {"animal_other", "bat", "cat", "crow", "dog", "duck_goose", "horse", "sheep_goat", "snake_hiss", "whale_dolphin"},
 )  # fmt: skip
 
+# Speech and music beyond what the separator is taught: ways in which people ask where somebody speaks.
+SPEAKERS = (
+    "announcer", "a reporter talking", "news reader", "a conversation", "people having a discussion", "a lecture",
+    "somebody giving a talk", "a person telling a story", "reading aloud", "radio presenter", "audiobook", "commentary",
+    "an old man speaking", "a young woman speaking", "a child speaking", "politician holding a speech", "words",
+    "phone call", "a speaker", "chatter of one person", "male voice", "female voice", "teacher explaining something",
+)  # fmt: skip
+TUNES = (
+    "a band playing", "a tune", "musical accompaniment", "film music", "orchestra and band", "a music track",
+    "melodies and chords", "musicians performing", "a concert", "theme tune", "rhythm and harmony", "playing music",
+)  # fmt: skip
+
 TEMPLATES = ("{}", "{}", "the sound of {}", "{} sound", "{} in the background", "a recording of {}", "loud {}")
 
 
@@ -59,8 +71,8 @@ def concepts(labels: list[str]) -> list[Concept]:
     unnamed = frozenset(("sfx", label) for label in labels if label in prompts.UNNAMED)
     none: frozenset[tuple[str, str]] = frozenset()
     found = [
-        Concept("speech", tuple(prompts.SPEECH), kinds["speech"], none),
-        Concept("music", tuple(prompts.MUSIC), kinds["music"], none),
+        Concept("speech", (*prompts.SPEECH, *SPEAKERS), kinds["speech"], none),
+        Concept("music", (*prompts.MUSIC, *TUNES), kinds["music"], none),
         Concept("effects", tuple(prompts.EFFECTS), kinds["sfx"], none),
         Concept("all but speech", tuple(prompts.NOT_SPEECH), kinds["music"] | kinds["sfx"], none),
         Concept("all but music", tuple(prompts.NOT_MUSIC), kinds["speech"] | kinds["sfx"], none),

@@ -61,6 +61,9 @@ class Recipe:
     frames: tuple[int, ...] = (100, 150, 200)
     # Weight of the concepts that a mixture does not hold, against 1 for those that it does.
     absent_weight: float = 1.5
+    # Standard deviation of noise on each of the 384 numbers of a sentence vector (length 1): wordings near a known one
+    # mean the same.
+    text_noise: float = 0.02
     ema: float = 0.995
 
 
@@ -138,6 +141,8 @@ class SpanTrainer:
             batch = self.engine.batch(recipe.batch, int(rng.choice(recipe.frames)), rng)
             batch = SpanBatch(*(t.to(self.device) for t in vars(batch).values()))
             text = torch.stack([v[rng.integers(len(v))] for v in self.text])
+            noise = rng.normal(0, recipe.text_noise, text.shape)
+            text = text + torch.from_numpy(noise).to(text)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 logits = frame_logits(self.model, batch.latents, text)
             value = loss(logits.float(), batch, recipe.absent_weight)
