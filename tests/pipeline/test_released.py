@@ -59,6 +59,7 @@ def job(path: Path, lake: str, media: Path, released: Released, **settings) -> J
         "segment_seconds": 4.8,
         "solver_method": "euler",
         "solver_steps": 1,
+        "separators": 1,
         "progress": False,
         "allowed_read_prefixes": (str(media),),
     }

@@ -47,6 +47,7 @@ def test_the_shipped_model_predicts_spans_and_skips_what_is_silent(media: Path, 
         descriptions=("speech",),
         predict_spans=True,
         skip_inactive=True,
+        separators=1,
         progress=False,
         allowed_read_prefixes=(str(media),),
     )
