@@ -31,7 +31,8 @@ from pipeline.tables import Tables
 def job(folder: Path, names: list[str], **settings) -> JobConfig:
     manifest = write_manifest(folder, names, folder / "m.parquet", duration_seconds=[seconds(folder, n) for n in names])
     return JobConfig(
-        manifest=str(manifest), lake=str(folder / "lake"), descriptions=("speech",), segment_seconds=12, separators=1, progress=False,
+        manifest=str(manifest), lake=str(folder / "lake"), descriptions=("speech",), segment_seconds=12, separators=1,
+        progress=False,
         **settings,
     )  # fmt: skip
 
