@@ -64,7 +64,7 @@ def busy(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    (found,) = measure("scale_run.py", "memory", args.segments, args.minutes)
+    (found,) = measure("scale_run.py", "memory", args.segments, args.minutes, args.per_execution)
     flat = {k: v for k, v in found.items() if not isinstance(v, dict)}
     show("overhead and memory over many segments (stub of 0 s)", [flat])
     for name in ("all_mb_by_percent_done", "driver_mb_by_percent_done"):
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--sleep", type=float, default=SLEEP, help="seconds of a stubbed segment")
     parser.add_argument("--segments", type=int, default=10_000, help="of the memory part")
+    parser.add_argument("--per-execution", type=int, default=2_500, help="segments of one execution of the memory part")
     parser.add_argument("--minutes", type=float, default=20, help="after which the memory part ends with what is done")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench-scale.json")
     args = parser.parse_args()

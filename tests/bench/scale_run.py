@@ -1,6 +1,7 @@
 """The graph with a separator that only sleeps: how busy it is kept, what a segment costs, whether memory grows.
 
-Two modes, one JSON line each: `busy FOLDER ACTORS SEGMENTS_EACH SECONDS` and `memory FOLDER SEGMENTS MINUTES`.
+Two modes, one JSON line each: `busy FOLDER ACTORS SEGMENTS_EACH SECONDS` and
+`memory FOLDER SEGMENTS MINUTES SEGMENTS_PER_EXECUTION`.
 """
 
 from __future__ import annotations
@@ -75,12 +76,12 @@ class Line:
         (folder / "busy").mkdir()
         self.separator = partial(StubSeparator, sleep, str(folder / "busy"))
 
-    def run(self, minutes: float = 60) -> float:
+    def run(self, minutes: float = 60, per_execution: int | None = None) -> float:
         """Seconds from the first result to the last: without the start of Ray and of its workers. Ends after so many
         minutes with what is done by then."""
         graph.connect(self.context.config)
         first = last = 0.0
-        for result in graph.results(self.context, self.plan.todo, self.separator):
+        for result in graph.results(self.context, self.plan.todo, self.separator, per_execution):
             last = time.monotonic()
             first = first or last
             assert result["kind"] == "stem", result
@@ -116,7 +117,7 @@ def busy(folder: Path, actors: int, each: int, sleep: float) -> dict[str, Any]:
     }
 
 
-def memory(folder: Path, planned: int, minutes: float) -> dict[str, Any]:
+def memory(folder: Path, planned: int, minutes: float, per_execution: int) -> dict[str, Any]:
     """Memory (PSS) of the driver, Ray's servers and all workers, sampled by segments done; CPU time a segment."""
     line = Line(folder, planned, 1, 0.0)
     me = psutil.Process()
@@ -133,7 +134,7 @@ def memory(folder: Path, planned: int, minutes: float) -> dict[str, Any]:
     watcher = threading.Thread(target=sample)
     watcher.start()
     cpu = time.process_time()
-    seconds = line.run(minutes)
+    seconds = line.run(minutes, per_execution)
     cpu = time.process_time() - cpu
     ended.set()
     watcher.join()
@@ -149,6 +150,7 @@ def memory(folder: Path, planned: int, minutes: float) -> dict[str, Any]:
     return {
         "segments_planned": planned,
         "segments": segments,
+        "segments_per_execution": per_execution,
         "seconds": round(seconds, 1),
         "ms_a_segment": round(seconds / segments * 1e3, 1),
         "cpu_ms_a_segment": round(all_cpu * 1e3, 1),
@@ -176,7 +178,7 @@ def main() -> None:
     if mode == "busy":
         found = busy(Path(folder), int(numbers[0]), int(numbers[1]), float(numbers[2]))
     else:
-        found = memory(Path(folder), int(numbers[0]), float(numbers[1]))
+        found = memory(Path(folder), int(numbers[0]), float(numbers[1]), int(numbers[2]))
     print(json.dumps(found), flush=True)
 
 
