@@ -23,6 +23,9 @@ from .model import SAMAudio
 from .spans import active_frames, span_frames
 from .windows import Merge, Window, stack, windows_inside
 
+# Frames (240 ms at 25 a second). No shorter span was trained on: the paper's are of at least 250 ms.
+SHORTEST_RUN = 6
+
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
@@ -97,8 +100,8 @@ def separate_long(
     The released codec gives one channel, the band codec as many as the mixture has. `window_batch` windows, from any
     excerpts with any prompts, are evaluated in one call. Frames that no window inside the excerpt covers (only near a
     cut edge) hold the mixture. predict_spans: excerpts without anchors get those that the model's span predictor
-    finds; skip_inactive: windows of these without any are not integrated. Raises ValueError for an excerpt that
-    holds no window or contradicts itself.
+    finds; skip_inactive: windows of these without one of at least 240 ms are not integrated. Raises ValueError for an
+    excerpt that holds no window or contradicts itself.
     """
     encoded = encode(model, excerpts)
     if predict_spans:
@@ -190,7 +193,7 @@ def with_predicted_spans(
             begin, stop = (seconds_of_frame(start + f, codec.sample_rate, codec.hop_length) for f in (first, last))
             anchors.append(("+", begin, stop))
         predicted[id(excerpt)] = replace(
-            excerpt, anchors=tuple(anchors), active=mine if skip_inactive else excerpt.active
+            excerpt, anchors=tuple(anchors), active=_sustained(mine) if skip_inactive else excerpt.active
         )
     return [predicted.get(id(e), e) for e in excerpts]
 
@@ -269,6 +272,15 @@ def window_counts(model: SAMAudio, excerpt: Excerpt) -> tuple[int, int]:
 
 def _span(model: SAMAudio, excerpt: Excerpt) -> tuple[int, int, int]:
     return check(excerpt, model.config.audio_codec.hop_length, model.config.long_form)
+
+
+def _sustained(active: Tensor) -> Tensor:
+    """Without runs that are too short to be asked for; those at either end are kept, as they may go on outside."""
+    kept = active.clone()
+    for start, end in span_frames(active):
+        if end - start < SHORTEST_RUN and start > 0 and end < len(active):
+            kept[start:end] = False
+    return kept
 
 
 def _is_active(excerpt: Excerpt, first: int, length: int) -> bool:

@@ -8,19 +8,12 @@ import pytest
 import soundfile as sf
 from archive import MEDIA, write_manifest
 
-from operators.sam_audio.sources import SHIPPED
 from pipeline.config import JobConfig
 from pipeline.run import run
 from pipeline.storage import Store
 from pipeline.tables import Tables
 
-pytestmark = [
-    pytest.mark.skipif(
-        not (SHIPPED["tiny"] / "spans" / "model.safetensors").exists(),
-        reason="no span predictor is shipped in weights/spans",
-    ),
-    pytest.mark.usefixtures("cluster"),
-]
+pytestmark = pytest.mark.usefixtures("cluster")
 RATE, SECONDS = 48_000, 40
 TALK = (28, 36)  # seconds
 

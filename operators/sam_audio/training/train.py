@@ -54,7 +54,7 @@ def tiny_config(dim: int = 128, layers: int = 6, heads: int = 4) -> SAMAudioConf
             out_channels=2 * codec.n_bands,
         ),
         anchor_embedding_dim=64,
-        span_predictor=None,
+        span_predictor="tiny",
         prediction="x",
         mixture_skip=True,
         # Trained mostly at t = 0, so one evaluation gives the conditional mean, which measures best.

@@ -123,7 +123,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data_dir: Path, tmp_path: Pat
 
 def test_it_learns_and_what_it_saves_loads(data_dir: Path, tmp_path: Path) -> None:
     trainer = SpanTrainer(data_dir, tmp_path / "run", spans_config(32, 1, 2), Recipe(batch=4, frames=(75,), ema=0.9))
-    trainer.train(60, save_every=10)
+    trainer.train(90, save_every=10)
     losses = [row["loss"] for row in trainer.log]
     assert losses[-1] < 0.75 * losses[0]
     figures = trainer.finish(mixtures=16)
