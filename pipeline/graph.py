@@ -41,15 +41,15 @@ def results(
 ) -> Iterator[Row]:
     """Run the work on the cluster; yields result rows (see stages) as they come, in no order.
 
-    `separator` makes what a model actor calls, in place of the model that the settings name.
+    `separator` makes what a model actor calls, in place of the model that the settings name; `segments_per_execution`
+    is in place of the usual number.
     """
     config, left = context.config, iter(todo)
     while True:
         # Counted anew each time: the cluster may have grown.
         separators = config.separators or max(1, _gpus())
-        works = list(
-            islice(left, segments_per_execution or max(SEGMENTS_PER_EXECUTION, SEGMENTS_PER_ACTOR * separators))
-        )
+        most = segments_per_execution or max(SEGMENTS_PER_EXECUTION, SEGMENTS_PER_ACTOR * separators)
+        works = list(islice(left, most))
         if not works:
             return
         # Ray's own limit (`connect`) looks between two steps of its scheduling: it cannot see a step that never ends.

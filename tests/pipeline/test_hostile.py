@@ -65,11 +65,12 @@ def meddling(sent: signal.Signals, *, on_ray: bool = False) -> Iterator[list[psu
         while not over.is_set() and not hit:
             for process in psutil.Process().children(recursive=True):
                 try:
-                    parent = process.parent()
-                    child = parent is not None and "operators.sandbox_helper" in parent.cmdline()
+                    helper = process.parent()
+                    if helper is None or "operators.sandbox_helper" not in helper.cmdline():
+                        continue
                     # Idle Ray workers of earlier tests have such processes too, which nobody asks again.
-                    ours = parent is not None and parent.ppid() == os.getpid()
-                    if child and (on_ray or ours) and process.status() != psutil.STATUS_ZOMBIE:
+                    ours = on_ray or helper.ppid() == os.getpid()
+                    if ours and process.status() != psutil.STATUS_ZOMBIE:
                         process.send_signal(sent)
                         hit.append(process)
                         break

@@ -1,5 +1,6 @@
 """The whole line on real Ray, into a local lake and into one on S3."""
 
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -99,8 +100,7 @@ def test_stems_are_the_same_whatever_the_segments_replicas_batches_and_execution
     for name, settings in variants.items():
         lake = str(tmp_path / name)
         if name == "cut":  # its six segments in three executions of Ray Data
-            monkeypatch.setattr(graph, "SEGMENTS_PER_EXECUTION", 2)
-            monkeypatch.setattr(graph, "SEGMENTS_PER_ACTOR", 1)
+            monkeypatch.setattr(graph, "results", partial(graph.results, segments_per_execution=2))
         config = job(manifest, lake, allowed_read_prefixes=prefixes).model_copy(update=settings)
         assert run(config, "test") == 0
         rows = Tables(Store(lake)).read("stems").to_pylist()
