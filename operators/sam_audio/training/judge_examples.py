@@ -21,13 +21,14 @@ from .judge_data import FRAMES, KINDS, Shard, Sound, described
 from .judge_truth import scores_of_gain
 
 FLOOR = (FLOOR_DB - CENTRE_DB) / SCALE_DB
+ASKED = 2  # of a mixture's three descriptions, for every output
 
 
 @dataclass
 class Examples:
-    """M mixtures [M, T, C]; R rows, each an output [R, T, C] of mixture `source` [R], judged against `phrases`.
+    """M mixtures [M, T, C]; O outputs [O, T, C], each of mixture `source` [O] and judged against ASKED phrases.
 
-    scores [R, 4].
+    phrases and scores [O * ASKED, 4]: those of the first output, of the second, and so on.
     """
 
     mixture: Tensor
@@ -60,14 +61,14 @@ class Separated:
         self.sounds = [row for shard in shards for row in shard.sounds]
 
     def draw(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
-        """What systems made: `outputs` a mixture, each judged as an answer to two of its three descriptions."""
+        """What systems made: `outputs` a mixture."""
         chosen = rng.choice(len(self.mixture), mixtures, replace=mixtures > len(self.mixture))
         made, source, phrases, scores = [], [], [], []
         for row, m in enumerate(chosen):
             for k in rng.choice(self.outputs.shape[1], outputs, replace=False):
-                for i in rng.choice(3, 2, replace=False, p=(0.4, 0.4, 0.2)):
-                    made.append(self.outputs[m, k])
-                    source.append(row)
+                made.append(self.outputs[m, k])
+                source.append(row)
+                for i in _asked(rng):
                     phrases.append(self.sounds[m][i].draw(rng))
                     scores.append(self.scores[m, k, i])
         return _levelled(
@@ -87,7 +88,7 @@ class Remixed:
         self.sources, self.frames = sources, frames
 
     def draw(self, mixtures: int, outputs: int, rng: np.random.Generator) -> Examples:
-        """`outputs` a mixture, each judged as an answer to two of its three descriptions."""
+        """`outputs` a mixture."""
         drawn = [self._mixture(rng) for _ in range(mixtures)]
         a, b = torch.stack([a for a, _, _ in drawn]), torch.stack([b for _, b, _ in drawn])
         gain = (a + 1e-16) / (a + b + 2e-16)
@@ -100,9 +101,9 @@ class Remixed:
             answers = scores_of_gain(applied, a, b)
             latents = _latents(applied.square() * (a + b))
             for row, (_, _, sounds) in enumerate(drawn):
-                for i in rng.choice(3, 2, replace=False, p=(0.4, 0.4, 0.2)):
-                    made.append(latents[row])
-                    source.append(row)
+                made.append(latents[row])
+                source.append(row)
+                for i in _asked(rng):
                     phrases.append(sounds[i].draw(rng))
                     scores.append(answers[row, i])
         return _levelled(_latents(a + b), torch.stack(made), torch.tensor(source), phrases, torch.stack(scores), rng)
@@ -120,6 +121,11 @@ class Remixed:
             found.append(Sound(kind, group if kind == "sfx" else ""))
         rest = powers[1] if absent else self.sources.mixed(powers[1], powers[2], rng)
         return powers[0], rest, described(found, absent, rng)
+
+
+def _asked(rng: np.random.Generator) -> list[int]:
+    """Which descriptions an output is judged against: seldom the one of a sound that is not there."""
+    return [int(i) for i in rng.choice(3, ASKED, replace=False, p=(0.4, 0.4, 0.2))]
 
 
 def _latents(power: Tensor) -> Tensor:

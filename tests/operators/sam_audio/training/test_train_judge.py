@@ -15,7 +15,7 @@ from operators.sam_audio.training.band_bank import BandBank
 from operators.sam_audio.training.band_sources import BandSources
 from operators.sam_audio.training.eval_judge import evaluate, table
 from operators.sam_audio.training.judge_data import Shard, Sound
-from operators.sam_audio.training.judge_examples import FLOOR, Remixed, Separated
+from operators.sam_audio.training.judge_examples import ASKED, FLOOR, Remixed, Separated
 from operators.sam_audio.training.judge_truth import SCORES, scores_of_gain
 from operators.sam_audio.training.train_judge import JudgeTrainer, Recipe, judge_config, pearson, take_ears
 from operators.sam_audio.training.train_spans import spans_config
@@ -79,7 +79,8 @@ def test_shard_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_examples_are_the_same_for_the_same_generator(shards: Path, sources: BandSources) -> None:
     for draw in (Separated(shards / "train").draw, Remixed(sources, FRAMES).draw):
         first, second = (draw(4, 2, np.random.default_rng(5)) for _ in range(2))
-        assert first.phrases == second.phrases and len(first.phrases) == len(first.outputs) == 16
+        assert first.phrases == second.phrases
+        assert len(first.phrases) == len(first.scores) == ASKED * len(first.outputs) == 16
         assert torch.equal(first.outputs, second.outputs) and torch.equal(first.scores, second.scores)
         assert first.outputs.min() >= FLOOR and first.scores.min() >= 1 and first.scores.max() <= 5
 
