@@ -35,7 +35,7 @@ demo: $(STAMP) ## dialogue extraction on real media, into a lake under out/demo
 	@$(BIN)/python jobs/demo.py
 
 test: $(STAMP) ## all tests (offline, real Ray, real S3 server)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP) ## ruff (format and lint) and mypy
 	@$(BIN)/ruff format --check .

@@ -90,9 +90,10 @@ def improvement(media: Path, truth: Path, stem: Path) -> tuple[float, float]:
 
 
 def print_stems(stems: pa.Table, media: Path, truth: Path) -> None:
-    print(f"\n{'asset':18}{'length':>8}{'ch':>4}{'parts':>7}   SI-SDR against the true dialogue")
+    print(f"\n{'asset':18}{'length':>8}{'ch':>4}{'parts':>7}{'judge':>7}   SI-SDR against the true dialogue")
     for row in sorted(stems.to_pylist(), key=lambda r: r["asset_id"]):
         line = f"{row['asset_id']:18}{row['duration_seconds']:7.1f}s{row['channels']:4d}{row['segment_count']:7d}"
+        line += f"{row['judge_overall']:7.2f}"
         known = truth / f"{row['asset_id']}.flac"
         if known.exists():
             stem = Path(row["target_uri"].removeprefix("file://"))

@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help='Hub name, folder, URL, or "tiny"')
-    parser.add_argument("--judge", default="facebook/sam-audio-judge", help='Judge to ask, or "none"')
+    parser.add_argument("--judge", help='Judge to ask, or "none" (the released one; the small one for "tiny")')
     parser.add_argument("--revision", help="Revision of a hub model")
     parser.add_argument("--cache-dir", help="Where downloads are kept (the hub's own cache)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto)")
@@ -71,7 +71,8 @@ def _load(args: argparse.Namespace, device: str) -> dict[str, Any]:
         )
     except CheckpointError as error:
         return _report("load", "FAIL", str(error), started)
-    subject = Subject(args.model, model, args.seconds, None if args.judge == "none" else args.judge)
+    judge = args.judge or ("tiny" if args.model == "tiny" else "facebook/sam-audio-judge")
+    subject = Subject(args.model, model, args.seconds, None if judge == "none" else judge)
     result = _report("load", "PASS", "every key and shape fits config.json", started)
     return result | {"subject": subject}
 

@@ -44,6 +44,10 @@ RESULT_FIELDS = (
 )
 
 
+# Of the models that come with this package (operators.sam_audio.sources, whose torch takes seconds to import).
+SHIPPED_MODEL = "tiny"
+
+
 class JobConfigError(ValueError):
     """Settings that cannot be used: one line a problem, with the setting and the remedy."""
 
@@ -100,9 +104,10 @@ class JobConfig(BaseSettings):
     skip_inactive: bool = Field(
         default=False, description="With predict_spans: leave windows out where the sound is not heard (silent target)"
     )
-    judge: str | None = Field(
-        default=None,
-        description="Judge that scores every target: a hub name, a folder or a URL. Default: none",
+    judge: str = Field(
+        default="auto",
+        description='Judge that scores every target: "tiny", a hub name, a folder, a URL, or "none". '
+        '"auto": the shipped one beside the shipped model, else none',
     )
     candidates: int = Field(default=1, ge=1, le=64, description="Results to make of which the best is kept")
     ranker: Literal["judge", "model", "sound_activity"] = Field(
@@ -329,7 +334,7 @@ class JobConfig(BaseSettings):
             problems.append("skip_inactive without predict_spans: nothing says where the sound is; set both")
         if self.span_predictor is not None and not self.predict_spans:
             problems.append("span_predictor without predict_spans; set both")
-        if self.candidates > 1 and self.ranker == "judge" and self.judge is None:
+        if self.candidates > 1 and self.ranker == "judge" and self.judge_name is None:
             problems.append("candidates without a judge; name one in judge, or choose another ranker")
         if self.rerank_below is not None and self.candidates == 1:
             problems.append("rerank_below without candidates; set candidates to the most that may be made")
@@ -354,10 +359,17 @@ class JobConfig(BaseSettings):
             return self.allowed_read_prefixes
         return (self.manifest.rstrip("/").rpartition("/")[0] if _is_file(self.manifest) else self.manifest,)
 
+    @property
+    def judge_name(self) -> str | None:
+        """What to load as the judge; None when nothing is judged."""
+        if self.judge == "auto":
+            return SHIPPED_MODEL if self.model == SHIPPED_MODEL else None
+        return None if self.judge == "none" else self.judge
+
     def config_hash(self, model_version: str) -> str:
         """16 hex digits of all that changes a result, the model's version included; not of parallelism."""
         values = {name: getattr(self, name) for name in RESULT_FIELDS}
-        values["model_version"] = model_version
+        values |= {"model_version": model_version, "judge": self.judge_name}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

@@ -60,7 +60,7 @@ class Context:
             predict_spans=config.predict_spans,
             skip_inactive=config.skip_inactive,
             span_predictor=config.span_predictor,
-            judge=config.judge,
+            judge=config.judge_name,
             candidates=config.candidates,
             ranker=config.ranker,
             rerank_below=config.rerank_below,

@@ -25,14 +25,12 @@ def statuses(path: Path) -> dict[str, str]:
 
 def test_trained_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "verify.json"
-    assert main(["tiny", "--judge", "none", "--device", "cpu", "--seconds", "5", "--out", str(out)]) == 0
+    assert main(["tiny", "--device", "cpu", "--seconds", "5", "--out", str(out)]) == 0
     found = statuses(out)
     assert list(found) == ["load", *CHECKS]
-    assert {name for name, status in found.items() if status == "SKIP"} == {
-        "size", "vision", "codec", "judge"
-    }  # fmt: skip
+    assert {name for name, status in found.items() if status == "SKIP"} == {"size", "vision", "codec"}
     said = capsys.readouterr().out
-    assert "10 PASS, 0 FAIL, 4 SKIP" in said
+    assert "11 PASS, 0 FAIL, 3 SKIP" in said
     report = json.loads(out.read_text())
     assert report["passed"] and report["device"] == "cpu" and report["model"] == "tiny"
 

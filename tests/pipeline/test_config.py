@@ -102,7 +102,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         ([*BASE, "--prompt", "dog=a", "--prompt", "dog=b"], ["prompts", "different names"]),
         ([*BASE, "--prompt", '{"mask": "m.mp4"}'], ["prompts", "mask"]),
         ([*BASE, "--skip-inactive"], ["skip_inactive", "predict_spans"]),
-        ([*BASE, "--candidates", "8"], ["candidates", "judge"]),
+        ([*BASE, "--candidates", "8", "--judge", "none"], ["candidates", "judge"]),
         ([*BASE, "--rerank-below", "3"], ["rerank_below", "candidates"]),
         (["--manifest", "/m.parquet", "--lake", "ftp://host/lake"], ["lake", "ftp", "use one of"]),
         ([*BASE, "--allowed-read-prefix", "s3://"], ["allowed_read_prefixes", "no bucket"]),
@@ -183,6 +183,7 @@ def test_the_hash_covers_what_changes_a_result_and_nothing_else() -> None:
         {"predict_spans": True, "span_predictor": "pe-a-frame-small"},
         {"predict_spans": True, "skip_inactive": True},
         {"judge": "facebook/sam-audio-judge"},
+        {"judge": "none"},
         {"candidates": 4, "ranker": "model"},
         {"candidates": 4, "ranker": "sound_activity"},
         {"candidates": 4, "ranker": "model", "rerank_below": 3.0},
@@ -199,6 +200,15 @@ def test_the_hash_covers_what_changes_a_result_and_nothing_else() -> None:
     ]
     hashes = {JobConfig(**{**PLACES, **change}).config_hash("v1") for change in changes}
     assert len(hashes | {plain}) == len(changes) + 1
+
+
+def test_the_shipped_model_is_judged_by_the_shipped_judge_and_others_by_what_is_named() -> None:
+    assert JobConfig(**PLACES).judge_name == "tiny"
+    assert JobConfig(**PLACES, model="facebook/sam-audio-large").judge_name is None
+    assert JobConfig(**PLACES, model="facebook/sam-audio-large", judge="tiny").judge_name == "tiny"
+    assert JobConfig(**PLACES, judge="none").judge_name is None
+    # What "auto" stands for is what counts: naming it makes no new items.
+    assert JobConfig(**PLACES, judge="tiny").config_hash("v1") == JobConfig(**PLACES).config_hash("v1")
 
 
 def test_media_may_be_read_beside_the_manifest_unless_told_otherwise(

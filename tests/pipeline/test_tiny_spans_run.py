@@ -53,3 +53,5 @@ def test_the_shipped_model_predicts_spans_and_skips_what_is_silent(media: Path, 
     outside = sum(end - start for start, end in spans) - inside
     assert inside > 5 and outside < 5
     assert row["windows_skipped"] > 0
+    # The shipped judge is asked without being named.
+    assert all(1 <= row[f"judge_{name}"] <= 5 for name in ("overall", "recall", "precision", "faithfulness"))
