@@ -20,17 +20,21 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-# What starts a Ray cluster, by folder, file or fixture. `make test` runs it in one of its two processes, the rest in
-# the other: two clusters at once would fight over the processors, and count or kill each other's processes.
-_CLUSTER_PATHS = {"faults", "jobs", "test_monitoring.py", "test_training_run.py"}
+# What starts a Ray cluster, by file or fixture. `make test` runs it in one of its two processes, the rest in the other:
+# two clusters at once would fight over the processors, and count or kill each other's processes.
+_CLUSTER_FILES = {
+    "test_archive_reprocess.py",
+    "test_dialogue_extract.py",
+    "test_kill.py",
+    "test_monitoring.py",
+    "test_training_run.py",
+}
 _CLUSTER_FIXTURES = {"cluster", "ray_here"}
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        places = {item.path.name, item.path.parent.name}
-        if places & _CLUSTER_PATHS or _CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if item.path.name in _CLUSTER_FILES or _CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("cluster"))
 
 

@@ -71,9 +71,10 @@ def trained(name: str, variant: Variant, data_dir: Path, folder: Path, steps: in
     """Train a variant, or go on; figures of its training. Its weights are in `folder / "best"`."""
     # Heads are multiples of 32 wide, as in the shipped model.
     config = variant.config(tiny_config(*variant.size, heads=variant.size[0] // 32))
+    recipe = Recipe()
     # A warm-up of the shipped length would be most of a short run.
-    warmup = max(1, min(Recipe.warmup_steps, steps // 4))
-    trainer = Trainer(data_dir, folder, config, replace(Recipe(), warmup_steps=warmup, **variant.recipe), device)
+    recipe = replace(recipe, warmup_steps=max(1, min(recipe.warmup_steps, steps // 4)), **variant.recipe)
+    trainer = Trainer(data_dir, folder, config, recipe, device)
     print(f"{name}: {trainer.step} of {steps} steps done", flush=True)
     trainer.train(steps=steps, validate_every=max(steps // 4, 1))
     return {
