@@ -32,6 +32,7 @@ _CLUSTER_FILES = {
 _CLUSTER_FIXTURES = {"cluster", "ray_here"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the hook in which xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in _CLUSTER_FILES or _CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())):
