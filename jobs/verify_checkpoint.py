@@ -20,6 +20,8 @@ import torch
 
 from jobs.checkpoint_checks import CHECKS, Failed, Skipped, Subject
 from operators.sam_audio import CheckpointError, SAMAudio
+from operators.sam_audio.ranking import RELEASED_JUDGE
+from operators.sam_audio.sources import SHIPPED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,7 +73,7 @@ def _load(args: argparse.Namespace, device: str) -> dict[str, Any]:
         )
     except CheckpointError as error:
         return _report("load", "FAIL", str(error), started)
-    judge = args.judge or ("tiny" if args.model == "tiny" else "facebook/sam-audio-judge")
+    judge = args.judge or (args.model if args.model in SHIPPED else RELEASED_JUDGE)
     subject = Subject(args.model, model, args.seconds, None if judge == "none" else judge)
     result = _report("load", "PASS", "every key and shape fits config.json", started)
     return result | {"subject": subject}

@@ -81,7 +81,9 @@ class JobConfig(BaseSettings):
         default=(), description="Folders that media may be read from. Default: the manifest's folder"
     )
 
-    model: str = Field(default="tiny", description="Separation model: tiny (shipped), or a folder with a checkpoint")
+    model: str = Field(
+        default=SHIPPED_MODEL, description="Separation model: tiny (shipped), or a folder with a checkpoint"
+    )
     device: str = Field(default="auto", description="Where the model runs: auto, cpu, cuda or cuda:N")
     solver_method: Literal["midpoint", "euler"] | None = Field(
         default=None, description="Solver of the flow. Default: the model's. Needs solver_steps"

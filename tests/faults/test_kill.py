@@ -68,11 +68,9 @@ def stems_of(lake: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def of_two_drivers(archive, tmp_path_factory) -> dict[str, np.ndarray]:
-    """Stems of a run that nothing was killed in; that another driver was at it must not show."""
-    lake = tmp_path_factory.mktemp("two-drivers") / "lake"
-    for driver in [start(archive, lake) for _ in range(2)]:
-        finish(driver)
+def undisturbed(archive, tmp_path_factory) -> dict[str, np.ndarray]:
+    lake = tmp_path_factory.mktemp("undisturbed") / "lake"
+    finish(start(archive, lake))
     return stems_of(lake)
 
 
@@ -82,7 +80,7 @@ def assert_same(stems: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_allclose(stem, expected[asset], atol=2.5e-7)
 
 
-def test_driver_and_then_actor_killed_half_way_lose_and_double_nothing(archive, of_two_drivers, tmp_path):
+def test_driver_and_then_actor_killed_half_way_lose_and_double_nothing(archive, undisturbed, tmp_path):
     lake = tmp_path / "lake"
     driver = start(archive, lake)
     parts = lake / "parts"
@@ -103,8 +101,12 @@ def test_driver_and_then_actor_killed_half_way_lose_and_double_nothing(archive, 
     assert isinstance(victim, psutil.Process)
     victim.kill()
     finish(driver)
-    assert_same(stems_of(lake), of_two_drivers)
+    assert_same(stems_of(lake), undisturbed)
 
 
-def test_two_drivers_at_once_commit_every_item_once(of_two_drivers):
-    assert len(of_two_drivers) == ASSETS
+def test_two_drivers_at_once_commit_every_item_once(archive, undisturbed, tmp_path):
+    lake = tmp_path / "lake"
+    drivers = [start(archive, lake) for _ in range(2)]
+    for driver in drivers:
+        finish(driver)
+    assert_same(stems_of(lake), undisturbed)
