@@ -50,9 +50,9 @@ def write_broken(folder: Path) -> dict[str, str]:
     }
 
 
-def write_manifest(folder: Path, names: list[str], path: Path, **columns: list) -> Path:
+def write_manifest(folder: Path | str, names: list[str], path: Path, **columns: list) -> Path:
     """A manifest of nothing but ids and URIs: everything else has to be probed."""
-    table = {"asset_id": names, "uri": [str(folder / name) for name in names], **columns}
+    table = {"asset_id": names, "uri": [f"{folder}/{name}" for name in names], **columns}
     pq.write_table(pa.table(table), path)
     return path
 

@@ -1,12 +1,10 @@
-"""A schedule over a living archive: each run does what is new, changed or may be retried, and only one works."""
+"""A schedule over a living archive: each run does what is new, changed or may be retried, and only one works.
+
+That a killed run is replaced: tests/faults/test_kill.py.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +14,11 @@ from archive import RATE, mixture, write_manifest
 
 from jobs.archive_reprocess import main
 from pipeline.config import JobConfig
-from pipeline.keys import lease_key
 from pipeline.lease import Lease, LeaseLost
 from pipeline.run import run
 from pipeline.settings import load_config
 from pipeline.storage import Store
 from pipeline.tables import Tables
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -161,26 +156,6 @@ def test_second_run_ends_at_once_while_the_first_is_at_work(media, tmp_path, cap
         said = capsys.readouterr().err
         assert "nothing done, another one is at work: the other@" in said and "(token 1" in said
     assert not Tables(Store(lake)).read("runs").num_rows
-
-
-def test_killed_run_is_replaced_and_its_work_continued(media, tmp_path):
-    listed(media, "a.wav", "b.wav")
-    lake = tmp_path / "lake"
-    script = [sys.executable, str(ROOT / "jobs" / "archive_reprocess.py")]
-    command = [*script, *arguments(media, str(lake), "--lease", "nightly", "--lease-seconds", "3")]
-    victim = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    store = Store(str(lake))
-    deadline = time.monotonic() + 120
-    while not store.list("commits"):  # at least one item is done
-        assert victim.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.communicate()
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "token 2" in done.stderr and "committed" in done.stderr
-    assert store.list("leases") == [lease_key("nightly", 2)]
-    assert sorted(row["asset_id"] for row in Tables(store).read("stems").to_pylist()) == ["a.wav", "b.wav"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The job as people start it: as a script, and through Ray's job server."""
 
+import contextlib
 import os
 import secrets
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from archive import write_good, write_manifest
 
@@ -67,7 +69,11 @@ def job_server(tmp_path):
         wait_for(environment, head)
         yield environment
     finally:
-        head.terminate()
+        # Asked to end, it would wait half a minute for its parts.
+        family = psutil.Process(head.pid).children(recursive=True)
+        for process in [*family, head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=60)
 
 

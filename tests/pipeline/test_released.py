@@ -1,4 +1,4 @@
-"""The whole pipeline on tiny random checkpoints in the released layout, into a local lake and into one on S3.
+"""The whole pipeline on tiny random checkpoints in the released layout, into a lake on S3 and a local one.
 
 DAC-VAE, T5, vision tower, span predictor and judge are all there, each as small as it goes.
 """
@@ -66,7 +66,8 @@ def job(path: Path, lake: str, media: Path, released: Released, **settings) -> J
     return JobConfig(manifest=str(path), lake=lake, **(values | settings))
 
 
-def test_text_span_and_visual_prompts_with_spans_scores_and_candidates(released, media, lake, tmp_path):
+def test_text_span_and_visual_prompts_with_spans_scores_and_candidates(released, media, s3_server, tmp_path):
+    lake = f"s3://lake/{tmp_path.name}"
     rows = [
         {
             "asset_id": "film.mp4",

@@ -44,8 +44,14 @@ def test_run_commits_every_good_asset_and_records_every_broken_one(media, lake, 
     good = write_good(media)
     causes = write_broken(media)
     names = good + sorted(causes)
-    manifest = write_manifest(media, names, tmp_path / "m.parquet", shelf=[f"shelf {n}" for n in names])
-    config = job(manifest, lake, allowed_read_prefixes=(str(media),))
+    place = str(media)
+    if "://" in lake:  # then media lie in an object store as well
+        import s3fs
+
+        place = f"s3://media/{tmp_path.name}"
+        s3fs.S3FileSystem().put(f"{media}/", f"{place}/", recursive=True)
+    manifest = write_manifest(place, names, tmp_path / "m.parquet", shelf=[f"shelf {n}" for n in names])
+    config = job(manifest, lake, allowed_read_prefixes=(place,))
 
     assert run(config, "test") == 0
 
@@ -69,25 +75,6 @@ def test_run_commits_every_good_asset_and_records_every_broken_one(media, lake, 
     assert tables.read("stems").num_rows == 3
 
 
-def test_run_reads_media_from_s3(s3_server, tmp_path):
-    import s3fs
-
-    fs = s3fs.S3FileSystem()
-    root = f"media/{tmp_path.name}"
-    for name in ("demo.mp4", "mix.ogg"):
-        fs.put_file(str(MEDIA / name), f"{root}/{name}")
-    lake = f"s3://lake/{tmp_path.name}"
-    manifest = write_manifest(Path("s3:/") / "x", [], tmp_path / "unused.parquet")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    uris = [f"s3://{root}/demo.mp4", f"s3://{root}/mix.ogg"]
-    pq.write_table(pa.table({"asset_id": ["film", "mix"], "uri": uris}), manifest)
-    assert run(job(manifest, lake, allowed_read_prefixes=(f"s3://{root}",)), "test") == 0
-    rows = Tables(Store(lake)).read("stems").to_pylist()
-    assert sorted(r["asset_id"] for r in rows) == ["film", "mix"]
-
-
 def test_stems_are_the_same_whatever_the_segments_replicas_batches_and_executions(media, tmp_path, monkeypatch):
     write_good(media)
     manifest = write_manifest(media, ["long.flac", "short.wav"], tmp_path / "m.parquet")
@@ -99,8 +86,8 @@ def test_stems_are_the_same_whatever_the_segments_replicas_batches_and_execution
     stems = {}
     for name, settings in variants.items():
         lake = str(tmp_path / name)
-        if name == "cut":  # its six segments in three executions of Ray Data
-            monkeypatch.setattr(graph, "results", partial(graph.results, segments_per_execution=2))
+        if name == "cut":  # its six segments in two executions of Ray Data
+            monkeypatch.setattr(graph, "results", partial(graph.results, segments_per_execution=3))
         config = job(manifest, lake, allowed_read_prefixes=prefixes).model_copy(update=settings)
         assert run(config, "test") == 0
         rows = Tables(Store(lake)).read("stems").to_pylist()

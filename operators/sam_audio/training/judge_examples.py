@@ -1,17 +1,19 @@
 """Examples for a judge: drawn from the shards of judge_data.py as they are, and mixed anew from a bank of recordings.
 
 New mixtures are sums of band powers, their outputs band gains on those: hundreds a second, so that a judge hears
-far more mixtures, and recordings, than systems have separated.
+far more mixtures than systems have separated. Either sort is then varied in ways that say nothing about quality
+(`varied`), so that it hears more voices and instruments than there are recordings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..band_codec import CENTRE_DB, FLOOR_DB, SCALE_DB
@@ -48,6 +50,30 @@ def joined(first: Examples, second: Examples) -> Examples:
     )
 
 
+def varied(examples: Examples, rng: np.random.Generator) -> Examples:
+    """The same examples at another tempo (one for all), level, pitch and tone colour (one a mixture and its outputs).
+
+    Tempo 0.8 to 1.25, up to 10 dB, 3 bands and an equaliser of 2 dB: shares of energy, and so the scores, hardly move.
+    """
+    count, frames, bands = examples.mixture.shape
+    shift = torch.from_numpy(rng.integers(-3, 4, (count, 1)))
+    origin = (torch.arange(bands) - shift).clamp(0, bands - 1)[:, None]
+    knots = torch.from_numpy(rng.normal(0, 2 / SCALE_DB, (count, 1, 8)).astype(np.float32))
+    level = torch.from_numpy(rng.uniform(-5, 5, (count, 1, 1)).astype(np.float32)) / SCALE_DB
+    offset = level + F.interpolate(knots, bands, mode="linear", align_corners=True)
+    tempo = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25))))
+
+    def apply(latents: Tensor, row: Tensor) -> Tensor:
+        moved = latents.gather(2, origin[row].expand(-1, frames, -1)) + offset[row]
+        return F.interpolate(moved.mT, round(frames / tempo), mode="linear").mT.clamp_min(FLOOR)
+
+    return replace(
+        examples,
+        mixture=apply(examples.mixture, torch.arange(count)),
+        outputs=apply(examples.outputs, examples.source),
+    )
+
+
 class Separated:
     """Draws from all shards of a folder, which are kept in memory."""
 
@@ -71,13 +97,12 @@ class Separated:
                 for i in _asked(rng):
                     phrases.append(self.sounds[m][i].draw(rng))
                     scores.append(self.scores[m, k, i])
-        return _levelled(
+        return Examples(
             self.mixture[chosen].float().mT,
             torch.stack(made).float().mT,
             torch.tensor(source),
             phrases,
             torch.stack(scores),
-            rng,
         )
 
 
@@ -106,7 +131,7 @@ class Remixed:
                 for i in _asked(rng):
                     phrases.append(sounds[i].draw(rng))
                     scores.append(answers[row, i])
-        return _levelled(_latents(a + b), torch.stack(made), torch.tensor(source), phrases, torch.stack(scores), rng)
+        return Examples(_latents(a + b), torch.stack(made), torch.tensor(source), phrases, torch.stack(scores))
 
     def _mixture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[Sound]]:
         """Band powers [T, C] of two halves of a mixture, as judge_data.py draws them, and its three sounds."""
@@ -130,25 +155,6 @@ def _asked(rng: np.random.Generator) -> list[int]:
 
 def _latents(power: Tensor) -> Tensor:
     return (10 * torch.log10(power.clamp_min(10 ** (FLOOR_DB / 10))) - CENTRE_DB) / SCALE_DB
-
-
-def _levelled(
-    mixture: Tensor,
-    outputs: Tensor,
-    source: Tensor,
-    phrases: list[str],
-    scores: Tensor,
-    rng: np.random.Generator,
-) -> Examples:
-    """At another playback level (up to 10 dB): it says nothing about quality."""
-    offset = torch.from_numpy(rng.uniform(-0.5, 0.5, (len(mixture), 1, 1)).astype(np.float32))
-    return Examples(
-        (mixture + offset).clamp_min(FLOOR),
-        (outputs + offset[source]).clamp_min(FLOOR),
-        source,
-        phrases,
-        scores,
-    )
 
 
 MUTED_GAIN = torch.tensor(judge_gains.MUTED)

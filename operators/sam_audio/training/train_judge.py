@@ -33,7 +33,7 @@ from ..state_files import WEIGHT_NAMES, write_file
 from .averaging import Average
 from .band_bank import BandBank
 from .band_sources import BandSources
-from .judge_examples import ASKED, Examples, Remixed, Separated, joined
+from .judge_examples import ASKED, Examples, Remixed, Separated, joined, varied
 from .judge_truth import SCORES
 from .muon import Muon
 from .train_spans import TEXT_MODEL, transformer_config
@@ -62,7 +62,7 @@ class Recipe:
     warmup_steps: int = 30
     # Share of the steps after which the rate falls, linearly to 2 %.
     constant: float = 0.4
-    ema: float = 0.99
+    ema: float = 0.997
 
 
 def predict(model: SAMAudioJudgeModel, examples: Examples) -> Tensor:
@@ -179,7 +179,7 @@ class JudgeTrainer:
     def examples(self) -> Examples:
         recipe = self.recipe
         real = self.separated.draw(recipe.mixtures, recipe.outputs, self.rng)
-        return joined(real, self.remixed.draw(recipe.mixtures, recipe.outputs, self.rng))
+        return varied(joined(real, self.remixed.draw(recipe.mixtures, recipe.outputs, self.rng)), self.rng)
 
     @torch.no_grad()
     def validate(self) -> Tensor:

@@ -15,7 +15,7 @@ from operators.sam_audio.training.band_bank import BandBank
 from operators.sam_audio.training.band_sources import BandSources
 from operators.sam_audio.training.eval_judge import evaluate, table
 from operators.sam_audio.training.judge_data import Shard, Sound
-from operators.sam_audio.training.judge_examples import ASKED, FLOOR, Remixed, Separated
+from operators.sam_audio.training.judge_examples import ASKED, FLOOR, Remixed, Separated, varied
 from operators.sam_audio.training.judge_truth import SCORES, scores_of_gain
 from operators.sam_audio.training.train_judge import JudgeTrainer, Recipe, judge_config, pearson, take_ears
 from operators.sam_audio.training.train_spans import spans_config
@@ -150,3 +150,13 @@ def test_a_judge_hears_and_reads_like_the_span_predictor_that_it_starts_from(
     torch.testing.assert_close(judge.text_proj1(sentences), ears.text_head(sentences), atol=0.05, rtol=0.05)
     with pytest.raises(ValueError, match="the judge's is"):
         take_ears(judge, PEAFrame(spans_config(32, 1, 2)))
+
+
+def test_variation_treats_an_output_as_its_mixture_and_changes_no_score(sources: BandSources) -> None:
+    drawn = Remixed(sources, FRAMES).draw(4, 2, np.random.default_rng(3))
+    drawn.outputs = drawn.mixture[drawn.source]
+    heard = varied(drawn, np.random.default_rng(5))
+    assert torch.equal(heard.outputs, heard.mixture[heard.source])
+    assert not torch.equal(heard.mixture[0, :5], drawn.mixture[0, :5])
+    assert heard.mixture.min() >= FLOOR and heard.mixture.shape[1] != FRAMES
+    assert heard.phrases == drawn.phrases and torch.equal(heard.scores, drawn.scores)
