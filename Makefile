@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= out/training-data
 MINUTES ?= 90
-JUDGE_STEPS ?= 3000
+JUDGE_STEPS ?= 7000
 STEPS ?= 4000
 SPANS ?= out/train-spans/best
 MEDIA ?= out/demo/media
@@ -13,7 +13,7 @@ LAKE ?= out/demo/lake
 MODEL ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format train-tiny eval-tiny ablate-tiny train-judge eval-judge train-spans eval-spans \
+.PHONY: help setup demo test lint format train-tiny eval-tiny ablate-tiny learn-tiny train-judge eval-judge train-spans eval-spans \
 	bench-media bench-pipeline bench-scale bench-candidates \
 	fuzz faults verify-checkpoint clean
 
@@ -58,6 +58,10 @@ ablate-tiny: $(STAMP) ## train the small model anew with one change of its recip
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
 	@$(BIN)/python -m operators.evaluation.ablate $(DATA) --out out/ablate-tiny
 
+learn-tiny: $(STAMP) ## train the small model from scratch for 600 steps; losses and held-out SI-SDRi as they go; table
+	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
+	@$(BIN)/python -m operators.evaluation.learning $(DATA) --out out/learn-tiny
+
 train-spans: $(STAMP) ## fetch the training audio, train the small span predictor (STEPS), write weights and figures
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
 	@$(BIN)/python -m operators.sam_audio.training.train_spans $(DATA) --out out/train-spans --steps $(STEPS)
@@ -68,7 +72,7 @@ eval-spans: $(STAMP) ## the span predictor in SPANS on held-out mixes: F1, false
 
 train-judge: $(STAMP) ## let separators loose on training mixtures, train the small judge on their scores (JUDGE_STEPS)
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
-	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 40
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 80
 	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part validation --shards 4
 	@$(BIN)/python -m operators.sam_audio.training.train_judge $(DATA) out/judge-data --out out/train-judge --steps $(JUDGE_STEPS)
 

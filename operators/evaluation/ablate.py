@@ -67,14 +67,16 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+def short_recipe(steps: int, **changes: Any) -> Recipe:
+    """The shipped recipe, whose warm-up would be most of a short run, changed."""
+    return replace(Recipe(), warmup_steps=max(1, min(Recipe().warmup_steps, steps // 4)), **changes)
+
+
 def trained(name: str, variant: Variant, data_dir: Path, folder: Path, steps: int, device: str) -> dict[str, Any]:
     """Train a variant, or go on; figures of its training. Its weights are in `folder / "best"`."""
     # Heads are multiples of 32 wide, as in the shipped model.
     config = variant.config(tiny_config(*variant.size, heads=variant.size[0] // 32))
-    recipe = Recipe()
-    # A warm-up of the shipped length would be most of a short run.
-    recipe = replace(recipe, warmup_steps=max(1, min(recipe.warmup_steps, steps // 4)), **variant.recipe)
-    trainer = Trainer(data_dir, folder, config, recipe, device)
+    trainer = Trainer(data_dir, folder, config, short_recipe(steps, **variant.recipe), device)
     print(f"{name}: {trainer.step} of {steps} steps done", flush=True)
     trainer.train(steps=steps, validate_every=max(steps // 4, 1))
     return {
@@ -85,11 +87,17 @@ def trained(name: str, variant: Variant, data_dir: Path, folder: Path, steps: in
     }
 
 
-def measured(folder: Path, items: EvalSplit) -> list[float]:
-    """SI-SDR improvement of every mix, in dB."""
-    system = Separator(SAMAudio.from_pretrained(folder / "best"), name="variant")
+def measured(weights: Path, items: EvalSplit) -> list[float]:
+    """SI-SDR improvement of every mix by the model in the folder `weights`, in dB."""
+    system = Separator(SAMAudio.from_pretrained(weights), name="variant")
     rows = [row for of_item in evaluate(items, [system], [SiSdr()]) for row in of_item]
     return [float(row["si_sdri_db"]) for row in rows]
+
+
+def pair_means(values: list[float]) -> dict[str, float]:
+    """Mean of each pair of kinds, of the values of all mixes in the split's order."""
+    mixes = len(values) // len(PAIRS)
+    return {f"{a} in {b}": mean_interval(values[k * mixes : (k + 1) * mixes]).mean for k, (a, b) in enumerate(PAIRS)}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -118,13 +126,12 @@ def main() -> None:
     for name in args.only:
         folder = args.out / f"{list(VARIANTS).index(name):02d}"
         figures = trained(name, VARIANTS[name], args.data_dir, folder, args.steps, args.device)
-        scores[name] = measured(folder, items)
-        by_pair = [scores[name][k * args.mixes : (k + 1) * args.mixes] for k in range(len(PAIRS))]
+        scores[name] = measured(folder / "best", items)
         found[name] = {
             **figures,
             "steps": args.steps,
             "mixes_per_pair": args.mixes,
-            "si_sdri_db": {f"{a} in {b}": mean_interval(v).mean for (a, b), v in zip(PAIRS, by_pair, strict=True)},
+            "si_sdri_db": pair_means(scores[name]),
             "mean_db": mean_interval(scores[name]).mean,
         }
         if SHIPPED_RECIPE in scores and name != SHIPPED_RECIPE:

@@ -135,7 +135,10 @@ def prefetch(
 
 
 class Trainer:
-    """A run in the folder `out`; continues the one whose `last.pt` lies there. `fast`: compiled, in bfloat16."""
+    """A run in the folder `out`; continues the one whose `last.pt` lies there.
+
+    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `out / "step-<number>"`.
+    """
 
     def __init__(
         self,
@@ -147,7 +150,9 @@ class Trainer:
         *,
         fast: bool = True,
         seed: int = 0,
+        keep: bool = False,
     ) -> None:
+        self.keep = keep
         self.out, self.recipe, self.device, self.seed = out, recipe, torch.device(device), seed
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
@@ -211,14 +216,19 @@ class Trainer:
                     error = self.learner.objective(examples, noise, torch.zeros(b, device=self.device))["error"]
                 errors.append(10 * torch.log10(error.float().clamp_min(1e-4)))
             score = float(torch.cat(errors).mean())
+            if self.keep:
+                self._ship(self.out / f"step-{self.step:06d}")
             if score < self.best:
                 self.best = score
-                # In the checkpoint's head layout, whatever the one used in training.
-                self.model.transformer.set_heads_first(False)
-                self.model.save_pretrained(self.out / "best")
-                self.model.transformer.set_heads_first(True)
+                self._ship(self.out / "best")
         self.model.train()
         return score
+
+    def _ship(self, folder: Path) -> None:
+        # In the checkpoint's head layout, whatever the one used in training.
+        self.model.transformer.set_heads_first(False)
+        self.model.save_pretrained(folder)
+        self.model.transformer.set_heads_first(True)
 
     def examples(self, batch: TrainingBatch, first: int) -> LatentBatch:
         examples = latent_batch(batch, self.texts, first)

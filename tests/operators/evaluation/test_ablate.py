@@ -1,4 +1,4 @@
-"""The table of changed recipes, on a few real recordings and models that learn next to nothing."""
+"""Tables of changed recipes and of a run as it goes, on a few real recordings and models that learn next to nothing."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from packs import write_pack
 
-from operators.evaluation import ablate
-from operators.sam_audio.training.train import Trainer
+from operators.evaluation import ablate, learning
+from operators.sam_audio.training.train import Trainer, tiny_config
 
 # The others differ in numbers only.
 BUILT_OTHERWISE = ["without the skip from the mixture", "velocity, all times, eight midpoint steps"]
@@ -44,3 +44,18 @@ def test_the_table_compares_with_the_shipped_recipe(
     assert "against the first" in capsys.readouterr().out
     ablate.main()  # goes on where it was: nothing is left to train
     assert "1 of 1 steps done" in capsys.readouterr().out
+
+
+def test_the_curve_has_the_losses_and_held_out_improvement_of_every_validation(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learning, "Trainer", partial(Trainer, fast=False))
+    monkeypatch.setattr(learning, "tiny_config", partial(tiny_config, dim=32, layers=1, heads=1))
+    words = [str(small), "--steps", "4", "--every", "2", "--mixes", "1", "--out", str(tmp_path / "curve")]
+    monkeypatch.setattr("sys.argv", ["learning", *words])
+    learning.main()
+    rows = json.loads((tmp_path / "curve.json").read_text())
+    assert [row["step"] for row in rows] == [2, 4]
+    low, high = rows[1]["interval_db"]
+    assert low <= rows[1]["mean_db"] <= high and rows[0]["latent"] > 0 and rows[0]["gain"] > 0
+    assert "SI-SDR improvement on held-out mixes" in capsys.readouterr().out
