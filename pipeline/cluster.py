@@ -14,7 +14,7 @@ import ray
 KEEP_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
 
-def join(cpus: int, gpus: float | None = None, *, log_to_driver: bool = False) -> None:
+def join(cpus: int, gpus: float | None = None) -> None:
     """Join the cluster that RAY_ADDRESS names (as under `ray job submit`), or start one on this machine.
 
     `cpus`, `gpus`: what a cluster started here counts as its own; None: the GPUs that are there. A process that is in a
@@ -22,7 +22,7 @@ def join(cpus: int, gpus: float | None = None, *, log_to_driver: bool = False) -
     """
     if ray.is_initialized():
         return
-    options: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core prints notes for its developers
         for name, value in KEEP_WORKERS.items():

@@ -8,10 +8,9 @@ read, from local folders and from the lake alike.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,7 @@ from operators.sandbox import Limits
 from pipeline.decode import decode_media, masked_video
 from pipeline.filesystems import StorageError
 from pipeline.storage import Store
-
-log = logging.getLogger(__name__)
+from pipeline.training_progress import Speaker
 
 # Plans that are tried for one example; after so many unreadable recordings something else is wrong.
 MAX_PLANS = 10
@@ -58,6 +56,7 @@ class ExampleSource:
     lake: str
     read_prefixes: tuple[str, ...]
     pictures: Pictures | None = None
+    speaker: Speaker = field(default_factory=lambda: Speaker(None))
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class MakeExample:
             try:
                 return make_example(self.source, collection, number, again)
             except AssetError as error:
-                log.warning("training example %d: %s; another is made in its place", number, error)
+                self.source.speaker.warn(f"training example {number}: {error}; another is made in its place")
                 last = error
         raise StorageError(
             f"{MAX_PLANS} recordings in a row could not be read, the last with {last}. Check the manifest and the store"

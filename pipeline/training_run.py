@@ -110,6 +110,7 @@ def fit(config: TrainingConfig) -> bool:
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from pipeline.training_progress import Progress
     from pipeline.training_worker import train_worker
 
     gpus = config.gpus_per_worker
@@ -119,10 +120,10 @@ def fit(config: TrainingConfig) -> bool:
     values = config.model_dump(mode="json")
     if not gpus and not os.environ.get("RAY_ADDRESS"):
         values["threads"] = max(1, (os.cpu_count() or 1) // config.workers)
-    with tempfile.TemporaryDirectory(prefix="ray-train-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ray-train-") as scratch, Progress(config.steps) as speaker:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config=values,
+            train_loop_config={**values, "speaker": speaker},
             scaling_config=ScalingConfig(
                 num_workers=config.workers, use_gpu=bool(gpus), resources_per_worker=resources
             ),
@@ -151,10 +152,8 @@ def connect(config: TrainingConfig) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    # Without it every line of a worker appears twice.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # A worker holds one core and feeds its model; examples are made on the rest.
-    cluster.join(max(2, os.cpu_count() or 1) + config.workers, log_to_driver=True)
+    cluster.join(max(2, os.cpu_count() or 1) + config.workers)
 
 
 def report(store: TrainingStore) -> None:

@@ -38,6 +38,7 @@ from pipeline.training_model import (
     training_mode,
     write_model,
 )
+from pipeline.training_progress import Speaker
 from pipeline.training_store import TrainingStore
 from pipeline.training_validation import measure
 
@@ -47,18 +48,19 @@ TERMS = ("loss", "latent", "gain", "alignment", "gradient_norm")
 
 
 def train_worker(values: dict[str, Any]) -> None:
-    """Train until `steps` are done. values: the settings as plain values."""
+    """Train until `steps` are done. values: the settings as plain values, `threads`, and the `speaker`."""
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(max(1, int(values.pop("threads", 0)) or torch.get_num_threads()))
+    speaker = values.pop("speaker")
     config = checked(values)
     context = train.get_context()
-    Worker(config, context.get_world_rank(), context.get_world_size()).run()
+    Worker(config, speaker, context.get_world_rank(), context.get_world_size()).run()
 
 
 class Worker:
-    def __init__(self, config: TrainingConfig, rank: int, world: int) -> None:
-        self.config, self.rank, self.world = config, rank, world
+    def __init__(self, config: TrainingConfig, speaker: Speaker, rank: int, world: int) -> None:
+        self.config, self.speaker, self.rank, self.world = config, speaker, rank, world
         self.store = TrainingStore(config)
         self.device = train_torch.get_device()
         model = build_model(config, self.device)
@@ -108,6 +110,8 @@ class Worker:
                 found = learner.step(islice(examples, micro), rate, micro)
                 self.seconds = before + time.monotonic() - started
                 step = learner.step_count
+                if self.rank == 0:
+                    self.speaker.at(step)
                 if step % config.validate_every == 0 or step == config.steps:
                     terms = {name: self._mean(float(found[name])) for name in TERMS if name in found}
                     self._measure(writer, {**terms, "learning_rate": config.rate * rate})
@@ -176,6 +180,7 @@ class Worker:
             self.store.store.root,
             self.store.store.allowed_read_prefixes,
             Pictures(vision.image_size, vision.interpolation_mode) if vision is not None else None,
+            self.speaker,
         )
 
     def _held_out(self, model: SAMAudio, rows: list[Any]) -> list[WaveBatch]:
@@ -206,7 +211,7 @@ class Worker:
         if self.rank == 0:
             rate = self.learner.step_count * self.config.examples_per_step / max(self.seconds, 1e-9)
             speed = f", {rate:.1f} examples a second" if self.learner.step_count else ""
-            print(f"step {self.learner.step_count}/{self.config.steps}{speed}: {text}", flush=True)
+            self.speaker.say(self.learner.step_count, f"{speed}: {text}")
 
 
 def _writer(folder: str) -> Any:

@@ -28,7 +28,7 @@ DEMO = ROOT / "jobs" / "demo_media"
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory) -> Path:
-    """A folder of wavs of three sounds, and a smaller model to train on them."""
+    """A folder of wavs of three sounds, one of them broken, and a smaller model to train on them."""
     folder = tmp_path_factory.mktemp("sounds")
     for name, label in (("speech", "speech"), ("music", "music"), ("dog", "dog barking")):
         wave = sf.read(DEMO / f"{name}.flac", dtype="float32", always_2d=True)[0][:, 0]
@@ -37,6 +37,7 @@ def sounds(tmp_path_factory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             sf.write(path, piece, 48_000)
     assert build_manifest(["--media", str(folder), "--out", str(folder / "training.parquet")]) == 0
+    (folder / "train" / "music" / "1.wav").write_bytes(b"broken since it was listed")
     SAMAudio(tiny_config(dim=32, layers=1, heads=2)).save_pretrained(folder / "model")
     return folder
 
@@ -95,7 +96,12 @@ def weights(store: TrainingStore) -> dict[str, np.ndarray]:
 def test_a_run_leaves_curves_figures_and_a_model_and_is_never_overwritten(sounds, tmp_path, capsys):
     values = settings(sounds, tmp_path)
     store = TrainingStore(checked(values))
-    ended(start(values))
+    said = ended(start(values))
+    assert [line.split(":")[0].split(",")[0] for line in said.splitlines() if line.startswith("step ")] == [
+        *["step 0/12"] * 2, "step 4/12", "step 8/12", "step 12/12"
+    ]  # fmt: skip
+    assert "mislabelled" in said and "another is made in its place" in said
+    assert "pid=" not in said  # nothing of what else Ray's processes print
     log = json.loads(store.store.read_bytes(store.key("log.json")))
     assert [row["step"] for row in log] == [0, 4, 8, 12]
     assert log[-1]["validation_loss"] < log[0]["validation_loss"]
