@@ -22,11 +22,11 @@ from .bootstrap import mean_interval
 from .eval_split import PAIRS, EvalSplit
 
 
-def curve(log: list[dict[str, Any]], out: Path, items: EvalSplit) -> list[dict[str, Any]]:
-    """Every validation of the run in `out`, with the SI-SDR improvement that its weights give, in dB."""
+def curve(trainer: Trainer, items: EvalSplit) -> list[dict[str, Any]]:
+    """Every validation of a run that kept its weights, with the SI-SDR improvement that its weights give, in dB."""
     rows = []
-    for row in tqdm(log, desc="separating", unit="model", mininterval=10):
-        values = measured(out / f"step-{row['step']:06d}", items)
+    for row in tqdm(trainer.log, desc="separating", unit="model", mininterval=10):
+        values = measured(trainer.kept(row["step"]), items)
         mean = mean_interval(values)
         figures = {"si_sdri_db": pair_means(values), "mean_db": mean.mean, "interval_db": [mean.low, mean.high]}
         rows.append({**row, **figures})
@@ -59,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     trainer = Trainer(args.data_dir, args.out, tiny_config(), short_recipe(args.steps), args.device, keep=True)
     trainer.train(steps=args.steps, validate_every=args.every)
-    rows = curve(trainer.log, args.out, EvalSplit(args.data_dir, count=args.mixes))
+    rows = curve(trainer, EvalSplit(args.data_dir, count=args.mixes))
     args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     print(
         f"\n{table(rows)}\n\nmean with 95 % bootstrap interval over mixes; held: validation mixes of the training split"

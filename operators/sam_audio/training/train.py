@@ -137,7 +137,7 @@ def prefetch(
 class Trainer:
     """A run in the folder `out`; continues the one whose `last.pt` lies there.
 
-    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `out / "step-<number>"`.
+    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `kept(step)`.
     """
 
     def __init__(
@@ -217,12 +217,15 @@ class Trainer:
                 errors.append(10 * torch.log10(error.float().clamp_min(1e-4)))
             score = float(torch.cat(errors).mean())
             if self.keep:
-                self._ship(self.out / f"step-{self.step:06d}")
+                self._ship(self.kept(self.step))
             if score < self.best:
                 self.best = score
                 self._ship(self.out / "best")
         self.model.train()
         return score
+
+    def kept(self, step: int) -> Path:
+        return self.out / f"step-{step:06d}"
 
     def _ship(self, folder: Path) -> None:
         # In the checkpoint's head layout, whatever the one used in training.
