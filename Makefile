@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?= out/training-data
 MINUTES ?= 90
-JUDGE_STEPS ?= 7000
+JUDGE_STEPS ?= 11000
 STEPS ?= 4000
 SPANS ?= out/train-spans/best
 MEDIA ?= out/demo/media
@@ -72,13 +72,13 @@ eval-spans: $(STAMP) ## the span predictor in SPANS on held-out mixes: F1, false
 
 train-judge: $(STAMP) ## let separators loose on training mixtures, train the small judge on their scores (JUDGE_STEPS)
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
-	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 80
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part train --shards 160
 	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part validation --shards 4
 	@$(BIN)/python -m operators.sam_audio.training.train_judge $(DATA) out/judge-data --out out/train-judge --steps $(JUDGE_STEPS)
 
 eval-judge: $(STAMP) ## correlation of the small judge's scores with the truth, on held-out recordings and separators
 	@$(BIN)/python -m operators.sam_audio.training.fetch $(DATA)
-	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part eval --shards 6
+	@$(BIN)/python -m operators.sam_audio.training.judge_data $(DATA) out/judge-data --part eval --shards 12
 	@$(BIN)/python -m operators.sam_audio.training.eval_judge out/judge-data --out out/eval-judge.json
 
 bench-media: $(STAMP) ## range decoding against whole-file decoding, per format

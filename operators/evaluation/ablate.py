@@ -97,14 +97,15 @@ def measured(weights: Path, items: EvalSplit) -> list[float]:
 def pair_means(values: list[float]) -> dict[str, float]:
     """Mean of each pair of kinds, of the values of all mixes in the split's order."""
     mixes = len(values) // len(PAIRS)
-    return {f"{a} in {b}": mean_interval(values[k * mixes : (k + 1) * mixes]).mean for k, (a, b) in enumerate(PAIRS)}
+    return {pair: mean_interval(values[k * mixes : (k + 1) * mixes]).mean for k, pair in enumerate(PAIRS)}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    pairs = [f"{a} in {b}" for a, b in PAIRS]
-    lines = [f"{'SI-SDR improvement, dB':46}" + "".join(f"{p:>17}" for p in pairs) + f"{'mean':>7}   against the first"]
+    lines = [
+        f"{'SI-SDR improvement, dB':46}" + "".join(f"{pair:>17}" for pair in PAIRS) + f"{'mean':>7}   against the first"
+    ]
     for name, row in found.items():
-        cells = "".join(f"{row['si_sdri_db'][pair]:17.2f}" for pair in pairs)
+        cells = "".join(f"{row['si_sdri_db'][pair]:17.2f}" for pair in PAIRS)
         against = row.get("against_first")
         change = f"{against[0]:+.2f} ({against[1]:+.2f} to {against[2]:+.2f})" if against else ""
         lines.append(f"{name:46}{cells}{row['mean_db']:7.2f}   {change}")

@@ -13,7 +13,9 @@ from ..sam_audio.training.engine import SAMPLE_RATE, DataEngine
 from ..sam_audio.training.prompts import label_phrases
 from .items import Item, SetError
 
-PAIRS = [("speech", "music"), ("speech", "sfx"), ("music", "speech"), ("sfx", "music")]
+PAIRS = {
+    f"{a} in {b}": (a, b) for a, b in (("speech", "music"), ("speech", "sfx"), ("music", "speech"), ("sfx", "music"))
+}
 PROMPTS = {"speech": "speech", "music": "music"}
 MIX_DBFS = -23.0  # programme level, so that nothing depends on clipping or on very quiet input
 FRAMES = 200  # 8 s
@@ -43,7 +45,7 @@ class EvalSplit:
             )
         self.engine = DataEngine(data_dir, codec or BandCodec(BandCodecConfig()), part=part, frames=FRAMES)
         self.count, self.pauses = count, pauses
-        self.pairs = PAIRS if pairs is None else pairs
+        self.pairs = list(PAIRS.values()) if pairs is None else pairs
         self.name = f"{part} split" + (", sources with pauses" if pauses else "")
         hours = ", ".join(f"{kind} {hours:.1f} h" for kind, hours in self.engine.hours.items())
         how = "sources with pauses, equal power where both sound" if pauses else "sources without pauses, equal power"

@@ -34,12 +34,11 @@ def curve(trainer: Trainer, items: EvalSplit) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    names = [f"{a} in {b}" for a, b in PAIRS]
     lines = [f"{'':28}{'error, dB':>18}  SI-SDR improvement on held-out mixes, dB"]
-    heads = "".join(f"{name:>17}" for name in names)
+    heads = "".join(f"{name:>17}" for name in PAIRS)
     lines.append(f"{'step':>6}{'latent loss':>12}{'gain loss':>10}{'training':>9}{'held':>9}{heads}   mean (95 %)")
     for row in rows:
-        cells = "".join(f"{row['si_sdri_db'][name]:17.2f}" for name in names)
+        cells = "".join(f"{row['si_sdri_db'][name]:17.2f}" for name in PAIRS)
         low, high = row["interval_db"]
         lines.append(
             f"{row['step']:6}{row['latent']:12.3f}{row['gain']:10.3f}{row['train_db']:9.2f}{row['validation_db']:9.2f}"

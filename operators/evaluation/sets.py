@@ -30,11 +30,10 @@ def open_set(
     """A set of `SETS`. settings: some of its settings; limit: items a setting. Raises SetError."""
     if name in ("eval-split", "eval-split-pauses"):
         pauses = name.endswith("pauses")
-        known = {f"{target} in {other}": (target, other) for target, other in PAIRS}
-        unknown = [s for s in settings or () if s not in known]
+        unknown = [s for s in settings or () if s not in PAIRS]
         if unknown:
-            raise SetError(f"unknown setting {unknown[0]!r}; known are {', '.join(known)}")
-        pairs = [known[s] for s in settings] if settings else None
+            raise SetError(f"unknown setting {unknown[0]!r}; known are {', '.join(PAIRS)}")
+        pairs = [PAIRS[s] for s in settings] if settings else None
         return EvalSplit(data, count=100 if limit is None else limit, pauses=pauses, pairs=pairs)
     if name == "musdb18hq":
         return Musdb(data, segments=segments, excerpt_seconds=excerpt_seconds, settings=settings, limit=limit)

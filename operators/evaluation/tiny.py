@@ -116,7 +116,7 @@ def measure(data_dir: Path, name: str, count: int) -> tuple[dict[str, Any], str,
     record = {
         "model": name,
         "mixes_per_pair": count,
-        "pairs": [f"{a} in {b}" for a, b in PAIRS],
+        "pairs": list(PAIRS),
         "targets": [t.record() for t in aims],
         **summary.record(),
     }

@@ -62,7 +62,7 @@ class Recipe:
     warmup_steps: int = 30
     # Share of the steps after which the rate falls, linearly to 2 %.
     constant: float = 0.4
-    ema: float = 0.997
+    ema: float = 0.999
 
 
 def predict(model: SAMAudioJudgeModel, examples: Examples) -> Tensor:
