@@ -1,18 +1,19 @@
-"""What a plan needs to know of a model, without its weights in memory."""
+"""What a plan needs to know of a model, without its weights in memory.
+
+Torch is imported where a model is described: facts go to workers that decode and write, and do without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from .sam_audio.checkpoint import fingerprint, read_config
-from .sam_audio.config import SolverConfig
-from .sam_audio.long_form import exact_halo_frames
-from .sam_audio.model import SAMAudio
 from .segments import FADE_FRAMES
+
+if TYPE_CHECKING:
+    from .sam_audio.config import SolverConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class ModelFacts:
 
 def describe(model: str, solver: SolverConfig | None = None, *, predict_spans: bool = False) -> ModelFacts:
     """Facts of a model by name or path, used with this solver. Raises CheckpointError when it is not there."""
+    import torch
+
+    from .sam_audio.checkpoint import fingerprint, read_config
+    from .sam_audio.long_form import exact_halo_frames
+    from .sam_audio.model import SAMAudio
+
     config = read_config(model)
     with torch.device("meta"):
         built = SAMAudio(config)

@@ -14,9 +14,8 @@ import av
 import av.error
 import av.filter
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.audio.frame import AudioFrame
+from numpy.lib.stride_tricks import sliding_window_view
 
 from operators.encode import LAYOUTS
 from operators.resample import polyphase
@@ -99,7 +98,7 @@ class TruePeak:
     def __init__(self, sample_rate: int, channels: int) -> None:
         factor = 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
         self._side, weights = polyphase(factor) if factor > 1 else (0, np.ones((1, 1), np.float32))
-        self._kernel = torch.from_numpy(weights)[:, None]  # [factor, 1, taps]
+        self._weights = weights.T  # [taps, factor]
         self._reach = float(np.abs(weights).sum(axis=1).max())
         self._held = np.zeros((channels, self._side), np.float32)  # silence lies before the stem
         self._peak = 0.0
@@ -112,14 +111,17 @@ class TruePeak:
             self._held = waiting
             return
         self._held = waiting[:, blocks * PEAK_BLOCK :].copy()
-        windows = torch.from_numpy(waiting).unfold(-1, PEAK_BLOCK + 2 * self._side, PEAK_BLOCK)[:, :blocks]
-        highest = windows.abs().amax(-1)  # [channels, blocks]
+        windows = sliding_window_view(waiting, PEAK_BLOCK + 2 * self._side, axis=1)[:, ::PEAK_BLOCK][:, :blocks]
+        highest = np.abs(windows).max(-1).ravel()  # [channels * blocks]
         self._peak = max(self._peak, float(highest.max()))
-        for index in highest.flatten().argsort(descending=True).split(BLOCKS_AT_A_TIME):
-            if float(highest.flatten()[index[0]]) * self._reach <= self._peak:
+        order = highest.argsort()[::-1]
+        for begin in range(0, len(order), BLOCKS_AT_A_TIME):
+            index = order[begin : begin + BLOCKS_AT_A_TIME]
+            if float(highest[index[0]]) * self._reach <= self._peak:
                 break  # the rest are lower still
             chosen = windows[index // blocks, index % blocks]  # [<= BLOCKS_AT_A_TIME, PEAK_BLOCK + 2 * side]
-            self._peak = max(self._peak, float(F.conv1d(chosen[:, None], self._kernel).abs().max()))
+            between = sliding_window_view(chosen, 2 * self._side + 1, axis=1) @ self._weights
+            self._peak = max(self._peak, float(np.abs(between).max()))
 
     def close(self) -> float:
         """The peak; 1 is full scale."""

@@ -12,8 +12,6 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import torch
-import torchaudio.functional
 
 from operators.rates import ROLLOFF, ZERO_CROSSINGS, kernel_width, ratio, source_range
 
@@ -40,6 +38,10 @@ def resample_range(
     if samples.shape[1] == 0:
         return np.zeros((samples.shape[0], 0), np.float32)
     if new * (orig + 2 * kernel_width(orig, new)) <= MAX_DENSE_TAPS:
+        # Half a gigabyte and seconds to import, which a worker spends on the first recording of another rate.
+        import torch
+        import torchaudio.functional
+
         whole = torchaudio.functional.resample(torch.from_numpy(samples), rate_in, rate_out).numpy()
     else:
         whole = _resample_sparse(samples, orig, new)

@@ -8,15 +8,11 @@ import platform
 import tempfile
 import traceback
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from operators.describe import ModelFacts
 from operators.errors import AssetError
-from operators.sam_audio.config import SolverConfig
 from operators.segments import Segment, cut
-from operators.separator import SeparatorOptions
 from pipeline.config import JobConfig
 from pipeline.items import Item, Work
 from pipeline.plan import core_and_halo
@@ -24,12 +20,16 @@ from pipeline.schema import FailureRow, utc_now
 from pipeline.storage import StorageError, Store
 from pipeline.uris import redact
 
+if TYPE_CHECKING:
+    from operators.sam_audio.config import SolverConfig
+    from operators.separator import SeparatorOptions
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage needs; small, and sent to every worker."""
+    """What every stage needs; small, and sent to every worker. Only what concerns the model imports torch."""
 
     config: JobConfig
     lake: str
@@ -48,10 +48,16 @@ class Context:
     def solver(self) -> SolverConfig | None:
         if self.config.solver_method is None or self.config.solver_steps is None:
             return None
+        from operators.sam_audio.config import SolverConfig
+
         return SolverConfig(self.config.solver_method, 1 / self.config.solver_steps)
 
     @property
     def options(self) -> SeparatorOptions:
+        import torch
+
+        from operators.separator import SeparatorOptions
+
         config = self.config
         return SeparatorOptions(
             solver=self.solver,

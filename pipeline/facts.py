@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from operators.scoring import JudgeScores
-from operators.separator import SegmentStems
+if TYPE_CHECKING:  # what joins and writes needs no torch
+    from operators.separator import SegmentStems
 
-SCORES = tuple(JudgeScores.__dataclass_fields__)
+SCORES = ("overall", "recall", "precision", "faithfulness")
 # Spans that end and begin at a cut between segments are one.
 TOUCHING_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a segment's core, or of an item: `seconds` long. scores in the order of JudgeScores; None without a judge."""
+    """Of a segment's core, or of an item: `seconds` long. scores in the order of SCORES; None without a judge."""
 
     seconds: float
     spans: tuple[tuple[float, float], ...] | None = None

@@ -1,6 +1,7 @@
 """The stages as plain functions: what they do with errors, dead workers and races. No Ray needed."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,9 @@ def test_rows_leave_the_model_in_the_order_of_their_batch(tmp_path):
     works = line.plan().todo
     rows = line.separated(works)
     assert [Work.from_json(row["work"]).asset.asset_id for row in rows] == [work.asset.asset_id for work in works]
+
+
+def test_what_decodes_and_writes_does_without_torch():
+    """Half a gigabyte and four seconds for every worker: only the actor with the model needs it."""
+    code = "import sys, pipeline.stages, pipeline.write, operators.media; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
