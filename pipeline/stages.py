@@ -138,14 +138,14 @@ class SeparateStage:
         self.context = context
         config = context.config
         self.clock = BusyClock()
-        if separator is not None:
-            self.separator = separator()
-            return
-        from operators.separator import Separator
+        if separator is None:
+            from operators.separator import Separator
 
-        self.separator = Separator(
-            config.model, config.device, context.options, config.windows_per_batch, vision=context.video
-        )
+            self.separator: Any = Separator(
+                config.model, config.device, context.options, config.windows_per_batch, vision=context.video
+            )
+        else:
+            self.separator = separator()
 
     @measured_batches("separate")
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
