@@ -16,7 +16,9 @@ import psutil
 import pytest
 import soundfile as sf
 from archive import RATE, mixture, read_stems, write_manifest
+from line import Line
 
+from pipeline.config import JobConfig
 from pipeline.keys import lease_key
 from pipeline.storage import Store
 from pipeline.tables import Tables
@@ -36,16 +38,12 @@ def archive(tmp_path_factory) -> Path:
     return folder
 
 
-def start(script: str, archive: Path, lake: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "jobs" / script), "--lake", str(lake), "--description", "speech", *more]
-    command += ["--manifest", str(archive / "manifest.parquet"), "--segment-seconds", str(SEGMENT_SECONDS)]
-    command += ["--segments-per-batch", "1"]
+def start(archive: Path, lake: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "archive_reprocess.py"), "--lease", "nightly"]
+    command += ["--lake", str(lake), "--description", "speech", "--segment-seconds", str(SEGMENT_SECONDS)]
+    command += ["--manifest", str(archive / "manifest.parquet"), "--segments-per-batch", "1", "--lease-seconds", "3"]
     # A session of its own, so that a kill takes the processes that a lost machine would take.
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def start_nightly(archive: Path, lake: Path) -> subprocess.Popen[str]:
-    return start("archive_reprocess.py", archive, lake, "--lease", "nightly", "--lease-seconds", "3")
 
 
 def finish(driver: subprocess.Popen[str]) -> str:
@@ -79,13 +77,18 @@ def stems_of(lake: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def undisturbed(archive, tmp_path_factory) -> dict[str, np.ndarray]:
     lake = tmp_path_factory.mktemp("undisturbed") / "lake"
-    finish(start("dialogue_extract.py", archive, lake))
-    return stems_of(lake)
+    config = JobConfig(
+        manifest=str(archive / "manifest.parquet"),
+        lake=str(lake),
+        descriptions=("speech",),
+        segment_seconds=SEGMENT_SECONDS,
+    )
+    return {row.asset_id: np.stack(read_stems(row.model_dump(), open)) for row in Line(config).committed()}
 
 
 def test_driver_and_then_actor_killed_half_way_lose_and_double_nothing(archive, undisturbed, tmp_path):
     lake = tmp_path / "lake"
-    driver = start_nightly(archive, lake)
+    driver = start(archive, lake)
     parts = lake / "parts"
     wait_until(lambda: len(list(parts.rglob("*.residual.wav"))) >= 2, driver)
     os.killpg(driver.pid, signal.SIGKILL)
@@ -93,7 +96,7 @@ def test_driver_and_then_actor_killed_half_way_lose_and_double_nothing(archive, 
     kept = set(parts.rglob("*.residual.wav"))
     assert kept
 
-    driver = start_nightly(archive, lake)
+    driver = start(archive, lake)
 
     def actor() -> psutil.Process | None:
         family = psutil.Process(driver.pid).children(recursive=True)

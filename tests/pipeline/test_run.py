@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from archive import MEDIA, RATE, mixture, read_stems, write_broken, write_good, write_manifest
+from line import Line
 
 from pipeline import graph
 from pipeline.config import JobConfig
@@ -79,23 +80,18 @@ def test_stems_are_the_same_whatever_the_segments_replicas_batches_and_execution
     write_good(media)
     manifest = write_manifest(media, ["long.flac", "short.wav"], tmp_path / "m.parquet")
     prefixes = (str(media),)
-    variants = {
-        "whole": {"segment_seconds": 120},
-        "cut": {"segment_seconds": 8, "separators": 2, "segments_per_batch": 1, "windows_per_batch": 3},
-    }
-    stems = {}
-    for name, settings in variants.items():
-        lake = str(tmp_path / name)
-        if name == "cut":  # its six segments in two executions of Ray Data
-            monkeypatch.setattr(graph, "results", partial(graph.results, segments_per_execution=3))
-        config = job(manifest, lake, allowed_read_prefixes=prefixes).model_copy(update=settings)
-        assert run(config, "test") == 0
-        rows = Tables(Store(lake)).read("stems").to_pylist()
-        stems[name] = {row["asset_id"]: read_stems(row, open_lake)[0] for row in rows}
-    for asset, whole in stems["whole"].items():
-        error = stems["cut"][asset] - whole
+    cut = {"segment_seconds": 8, "separators": 2, "segments_per_batch": 1, "windows_per_batch": 3}
+    config = job(manifest, str(tmp_path / "cut"), allowed_read_prefixes=prefixes).model_copy(update=cut)
+    monkeypatch.setattr(graph, "results", partial(graph.results, segments_per_execution=3))  # two executions of three
+    assert run(config, "test") == 0
+    whole = config.model_copy(update={"lake": str(tmp_path / "whole"), "segment_seconds": 120})
+    expected = {row.asset_id: read_stems(row.model_dump(), open_lake)[0] for row in Line(whole).committed()}
+    rows = Tables(Store(config.lake)).read("stems").to_pylist()
+    assert sorted(row["asset_id"] for row in rows) == sorted(expected) == ["long.flac", "short.wav"]
+    for row in rows:
+        error = read_stems(row, open_lake)[0] - expected[row["asset_id"]]
         # -80 dB of the stem: below its 16-bit noise floor.
-        assert np.square(error).mean() < 1e-8 * np.square(whole).mean()
+        assert np.square(error).mean() < 1e-8 * np.square(expected[row["asset_id"]]).mean()
 
 
 def test_each_prompt_of_an_asset_is_an_item_and_its_target_nearer_to_it_than_the_mixture(media, tmp_path):

@@ -7,66 +7,49 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archive import write_broken, write_good, write_manifest
+from line import Line
 
-from operators.describe import describe
 from operators.media import StemWriter
 from pipeline.attempts import Attempts
 from pipeline.config import JobConfig
-from pipeline.context import Context
 from pipeline.items import Work, part_names
 from pipeline.keys import attempt_key
-from pipeline.manifest import read_manifest
-from pipeline.plan import Plan, Planner
 from pipeline.schema import FailureRow, StemRow
 from pipeline.stages import DecodeStage, SeparateStage
-from pipeline.write import WriteStage
 
 
-class Line:
-    """A job's stages and its plan over a small archive."""
-
-    def __init__(self, root: Path, lake: str, names: list[str], **settings) -> None:
-        media = root / "media"
-        write_good(media)
-        self.causes = write_broken(media)
-        manifest = write_manifest(media, names, root / "m.parquet")
-        config = JobConfig(
-            manifest=str(manifest), lake=lake, descriptions=("speech",), segment_seconds=12, **settings
-        )  # fmt: skip
-        facts = describe("tiny")
-        config_hash = config.config_hash(facts.version)
-        self.context = Context(config, lake, (str(media),), facts, config_hash, "run-1")
-        self.store = self.context.store
-        self.planner = Planner(config, self.store, facts, config_hash, set())
-
-    def plan(self) -> Plan:
-        return self.planner.plan(read_manifest(self.context.config.manifest))
-
-    def separated(self, works: list[Work]) -> list[dict]:
-        decoded = [DecodeStage(self.context)({"work": work.to_json()}) for work in works]
-        batch = {name: [row[name] for row in decoded] for name in decoded[0]}
-        rows = SeparateStage(self.context)(batch)
-        return [{name: values[0] for name, values in row.items()} for row in rows]
-
-    def write(self, rows: list[dict]) -> list[dict]:
-        return [WriteStage(self.context)(row) for row in rows]
+def line_over(root: Path, lake: str, names: list[str]) -> Line:
+    """The stages of a job over a small archive."""
+    write_good(root / "media")
+    write_broken(root / "media")
+    manifest = write_manifest(root / "media", names, root / "m.parquet")
+    prefixes = (str(root / "media"),)
+    return Line(
+        JobConfig(
+            manifest=str(manifest),
+            lake=lake,
+            allowed_read_prefixes=prefixes,
+            descriptions=("speech",),
+            segment_seconds=12,
+        )
+    )
 
 
 def test_work_survives_the_trip_through_json(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["long.flac"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["long.flac"])
     for work in line.plan().todo:
         assert Work.from_json(work.to_json()) == work
 
 
 def test_plan_is_longest_first_and_the_same_every_time(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav", "long.flac", "film.mp4"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav", "long.flac", "film.mp4"])
     first, second = line.plan(), line.plan()
     assert [w.asset.asset_id for w in first.todo] == ["long.flac"] * 3 + ["film.mp4", "short.wav"]
     assert first.todo == second.todo
 
 
 def test_last_part_joins_the_item_and_leaves_no_parts(tmp_path, lake):
-    line = Line(tmp_path, lake, ["long.flac"])
+    line = line_over(tmp_path, lake, ["long.flac"])
     rows = line.separated(line.plan().todo)
     kinds = [result["kind"] for result in line.write(rows[::-1])]  # the order of segments must not matter
     assert kinds == ["part", "part", "stem"]
@@ -75,7 +58,7 @@ def test_last_part_joins_the_item_and_leaves_no_parts(tmp_path, lake):
 
 
 def test_plan_leaves_out_stored_parts_and_joins_what_a_dead_run_left(tmp_path, lake):
-    line = Line(tmp_path, lake, ["long.flac"])
+    line = line_over(tmp_path, lake, ["long.flac"])
     works = line.plan().todo
     rows = line.separated(works)
     assert [r["kind"] for r in line.write(rows[:2])] == ["part", "part"]
@@ -101,7 +84,7 @@ def test_plan_leaves_out_stored_parts_and_joins_what_a_dead_run_left(tmp_path, l
 
 
 def test_second_writer_of_an_item_gets_the_first_ones_row(tmp_path, lake):
-    line = Line(tmp_path, lake, ["short.wav"])
+    line = line_over(tmp_path, lake, ["short.wav"])
     rows = line.separated(line.plan().todo)
     first, second = line.write(rows)[0], line.write(rows)[0]
     assert first["row"] == second["row"]
@@ -110,7 +93,7 @@ def test_second_writer_of_an_item_gets_the_first_ones_row(tmp_path, lake):
 
 @pytest.mark.parametrize("stage", ["decode", "separate"])
 def test_item_whose_worker_died_too_often_is_recorded_and_not_tried(tmp_path, stage):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav", "film.mp4"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav", "film.mp4"])
     works = line.plan().todo
     victim = next(w for w in works if w.asset.asset_id == "short.wav").asset
     for _ in range(line.context.config.max_attempts):
@@ -122,7 +105,7 @@ def test_item_whose_worker_died_too_often_is_recorded_and_not_tried(tmp_path, st
 
 
 def test_notes_of_attempts_go_when_the_work_ends(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav"])
     (work,) = line.plan().todo
     line.store.write_bytes(attempt_key(work.asset.item_id, 0, "separate"), b"")  # one death in an earlier run
     results = line.write(line.separated([work]))
@@ -131,7 +114,7 @@ def test_notes_of_attempts_go_when_the_work_ends(tmp_path):
 
 
 def test_an_error_inside_an_attempt_is_no_death(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav"])
     (work,) = line.plan().todo
     with pytest.raises(RuntimeError), Attempts(line.store, work.asset, 0, "decode", 3):
         raise RuntimeError("the decoder gave up")
@@ -139,7 +122,7 @@ def test_an_error_inside_an_attempt_is_no_death(tmp_path):
 
 
 def test_bad_segment_fails_alone_in_its_batch(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav", "film.mp4"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav", "film.mp4"])
     works = line.plan().todo
     decoded = [DecodeStage(line.context)({"work": work.to_json()}) for work in works]
     decoded[0]["audio"] = np.full_like(decoded[0]["audio"], np.nan)
@@ -149,7 +132,7 @@ def test_bad_segment_fails_alone_in_its_batch(tmp_path):
 
 
 def test_file_that_changed_since_the_plan_is_not_separated(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["short.wav"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["short.wav"])
     (work,) = line.plan().todo
     path = tmp_path / "media" / "short.wav"
     path.write_bytes(path.read_bytes()[:-4000])
@@ -158,7 +141,7 @@ def test_file_that_changed_since_the_plan_is_not_separated(tmp_path):
 
 
 def test_opus_that_ends_before_its_header_says_is_separated(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["tape.opus"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["tape.opus"])
     source = [str(tmp_path / "media" / name) for name in ("short.wav", "tape.opus")]
     subprocess.run(["ffmpeg", "-v", "error", "-i", source[0], "-c:a", "libopus", source[1]], check=True)
     (result,) = line.write(line.separated(line.plan().todo))
@@ -166,7 +149,7 @@ def test_opus_that_ends_before_its_header_says_is_separated(tmp_path):
 
 
 def test_rows_leave_the_model_in_the_order_of_their_batch(tmp_path):
-    line = Line(tmp_path, str(tmp_path / "lake"), ["film.mp4", "cut.wav", "short.wav"])
+    line = line_over(tmp_path, str(tmp_path / "lake"), ["film.mp4", "cut.wav", "short.wav"])
     works = line.plan().todo
     rows = line.separated(works)
     assert [Work.from_json(row["work"]).asset.asset_id for row in rows] == [work.asset.asset_id for work in works]

@@ -1,0 +1,41 @@
+"""A job's stages as plain functions in this process: its plan, and the work on it without Ray."""
+
+from __future__ import annotations
+
+from operators.describe import describe
+from pipeline.config import JobConfig
+from pipeline.context import Context
+from pipeline.items import Work
+from pipeline.manifest import read_manifest
+from pipeline.plan import Plan, Planner
+from pipeline.schema import StemRow
+from pipeline.stages import DecodeStage, SeparateStage
+from pipeline.write import WriteStage
+
+
+class Line:
+    """The stages of one run of a job, and what passes between them."""
+
+    def __init__(self, config: JobConfig) -> None:
+        facts = describe(config.model)
+        config_hash = config.config_hash(facts.version)
+        self.context = Context(config, config.lake, config.read_prefixes, facts, config_hash, "run-1")
+        self.store = self.context.store
+        self.planner = Planner(config, self.store, facts, config_hash, set())
+
+    def plan(self) -> Plan:
+        return self.planner.plan(read_manifest(self.context.config.manifest))
+
+    def separated(self, works: list[Work]) -> list[dict]:
+        decoded = [DecodeStage(self.context)({"work": work.to_json()}) for work in works]
+        batch = {name: [row[name] for row in decoded] for name in decoded[0]}
+        rows = SeparateStage(self.context)(batch)
+        return [{name: values[0] for name, values in row.items()} for row in rows]
+
+    def write(self, rows: list[dict]) -> list[dict]:
+        return [WriteStage(self.context)(row) for row in rows]
+
+    def committed(self) -> list[StemRow]:
+        """Do everything; the committed rows."""
+        results = self.write(self.separated(self.plan().todo))
+        return [StemRow.model_validate_json(result["row"]) for result in results if result["kind"] == "stem"]
