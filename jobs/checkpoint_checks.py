@@ -15,6 +15,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
+from operators.judge_scores import SCORES
 from operators.sam_audio import Excerpt, SAMAudio, SAMAudioProcessor, separate_long
 from operators.sam_audio.codec import DACVAE
 from operators.sam_audio.config import SIZES, LongFormConfig
@@ -223,8 +224,7 @@ def judge(subject: Subject) -> str:
         (subject.speech, subject.stems[PRESENT][0], ABSENT),
     ]
     scores = model.score([heard(a) for a, _, _ in rows], [heard(t) for _, t, _ in rows], [d for _, _, d in rows]).cpu()
-    names = ("overall", "recall", "precision", "faithfulness")
-    said = "speech out of music: " + ", ".join(f"{n} {s:.2f}" for n, s in zip(names, scores[0].tolist(), strict=True))
+    said = "speech out of music: " + ", ".join(f"{n} {s:.2f}" for n, s in zip(SCORES, scores[0].tolist(), strict=True))
     right, wrong = float(scores[1, 0]), float(scores[2, 0])
     return require(
         bool(torch.isfinite(scores).all()) and right > wrong,

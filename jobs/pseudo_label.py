@@ -15,6 +15,7 @@ import argparse
 import sys
 
 from operators.errors import AssetError
+from operators.judge_scores import SCORES
 from operators.sam_audio.sources import CheckpointError
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.graph import connect
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lake", required=True, help="the run's lake: a path or URL")
     parser.add_argument("--out", required=True, help="Parquet file to write: a path or URL")
-    for score in ("overall", "recall", "precision", "faithfulness"):
+    for score in SCORES:
         parser.add_argument(f"--min-{score}", type=float, metavar="X", help=f"judge's {score}, 1 to 5 (not asked)")
     parser.add_argument("--min-active", type=float, default=0.05, metavar="X", help="share that sounds (0.05)")
     parser.add_argument("--silence-db", type=float, default=-40.0, metavar="DB", help="silence, dBFS (-40)")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .errors import AssetError
+from .judge_scores import JudgeScores
 from .sam_audio.config import SolverConfig
-from .scoring import JudgeScores
 
 Channels = Literal["auto", "mono", "each", "wiener"]
 Residual = Literal["generated", "mixture_minus_target"]

@@ -8,19 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .judge_scores import JudgeScores
 from .sam_audio.ranking import Judge, Ranker
 
 PIECE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class JudgeScores:
-    """The judge's opinion of a target, about 1 (poor) to 5 (excellent)."""
-
-    overall: float
-    recall: float
-    precision: float
-    faithfulness: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +33,7 @@ def judge_scores(judge: Judge, extract: Extract) -> JudgeScores:
     mixtures, targets = _pieces(extract.mixture, extract.sample_rate), _pieces(extract.target, extract.sample_rate)
     # Piece by piece: memory does not grow with the segment.
     rows = [judge.score([m], [t], [extract.description])[0] for m, t in zip(mixtures, targets, strict=True)]
-    overall, recall, precision, faithfulness = _weighted(torch.stack(rows).cpu(), mixtures).tolist()
-    return JudgeScores(overall, recall, precision, faithfulness)
+    return JudgeScores(*_weighted(torch.stack(rows).cpu(), mixtures).tolist())
 
 
 def ranker_score(ranker: Ranker, extract: Extract) -> float:

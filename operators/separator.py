@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .describe import describe
 from .errors import AssetError
+from .judge_scores import JudgeScores
 from .requests import SegmentRequest, SegmentStems, SeparatorOptions, checked_tensor
 from .sam_audio import long_form
 from .sam_audio.anchors import AnchorError, anchor_frames
@@ -22,7 +23,7 @@ from .sam_audio.judge import SAMAudioJudgeModel
 from .sam_audio.long_form import Encoded, Excerpt
 from .sam_audio.model import SAMAudio
 from .sam_audio.ranking import Judge, Ranker, SoundActivityRanker
-from .scoring import Extract, JudgeScores, judge_scores, ranker_score
+from .scoring import Extract, judge_scores, ranker_score
 from .segments import FADE_FRAMES
 from .stereo import wiener
 

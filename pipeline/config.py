@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -17,6 +17,9 @@ from operators.encode import bit_depth_of
 from operators.errors import AssetError
 from pipeline.prompts import Anchor, Prompt, check_label, parse_anchors, parse_prompts
 from pipeline.uris import locate, redact
+
+if TYPE_CHECKING:
+    from operators.sam_audio.config import SolverConfig
 
 # What changes a stem or its scores. Prompts and names are part of the item instead, so that a new prompt makes new
 # items and leaves the old ones where they are.
@@ -360,6 +363,15 @@ class JobConfig(BaseSettings):
         if self.allowed_read_prefixes:
             return self.allowed_read_prefixes
         return (self.manifest.rstrip("/").rpartition("/")[0] if _is_file(self.manifest) else self.manifest,)
+
+    @property
+    def solver(self) -> SolverConfig | None:
+        """The solver of the flow; None for the model's own."""
+        if self.solver_method is None or self.solver_steps is None:
+            return None
+        from operators.sam_audio.config import SolverConfig  # with it comes torch, which workers do without
+
+        return SolverConfig(self.solver_method, 1 / self.solver_steps)
 
     @property
     def judge_name(self) -> str | None:

@@ -21,7 +21,6 @@ from pipeline.storage import StorageError, Store
 from pipeline.uris import redact
 
 if TYPE_CHECKING:
-    from operators.sam_audio.config import SolverConfig
     from operators.separator import SeparatorOptions
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,6 @@ class Context:
         return Store(self.lake, self.read_prefixes)
 
     @property
-    def solver(self) -> SolverConfig | None:
-        if self.config.solver_method is None or self.config.solver_steps is None:
-            return None
-        from operators.sam_audio.config import SolverConfig
-
-        return SolverConfig(self.config.solver_method, 1 / self.config.solver_steps)
-
-    @property
     def options(self) -> SeparatorOptions:
         import torch
 
@@ -60,7 +51,7 @@ class Context:
 
         config = self.config
         return SeparatorOptions(
-            solver=self.solver,
+            solver=config.solver,
             channels=config.channels,
             residual=config.residual,
             predict_spans=config.predict_spans,

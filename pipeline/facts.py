@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from operators.judge_scores import COLUMNS, JudgeScores
+
 if TYPE_CHECKING:  # what joins and writes needs no torch
     from operators.separator import SegmentStems
 
-SCORES = ("overall", "recall", "precision", "faithfulness")
 # Spans that end and begin at a cut between segments are one.
 TOUCHING_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a segment's core, or of an item: `seconds` long. scores in the order of SCORES; None without a judge."""
+    """Of a segment's core, or of an item: `seconds` long. scores are None without a judge."""
 
     seconds: float
     spans: tuple[tuple[float, float], ...] | None = None
-    scores: tuple[float, ...] | None = None
+    scores: JudgeScores | None = None
     candidates: int = 1
     windows: int = 0
     windows_skipped: int = 0
 
     @classmethod
     def of(cls, stems: SegmentStems, seconds: float) -> Facts:
-        scores = None if stems.scores is None else tuple(getattr(stems.scores, name) for name in SCORES)
-        return cls(seconds, stems.spans, scores, stems.candidates, stems.windows, stems.windows_skipped)
+        return cls(seconds, stems.spans, stems.scores, stems.candidates, stems.windows, stems.windows_skipped)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Facts:
@@ -37,7 +37,7 @@ class Facts:
         if values["spans"] is not None:
             values["spans"] = tuple((start, end) for start, end in values["spans"])
         if values["scores"] is not None:
-            values["scores"] = tuple(values["scores"])
+            values["scores"] = JudgeScores(*values["scores"])
         return cls(**values)
 
     def to_json(self) -> str:
@@ -45,8 +45,7 @@ class Facts:
 
     @property
     def score_columns(self) -> dict[str, float | None]:
-        values = self.scores or (None,) * len(SCORES)
-        return {f"judge_{name}": value for name, value in zip(SCORES, values, strict=True)}
+        return dict(zip(COLUMNS, self.scores or (None,) * len(COLUMNS), strict=True))
 
     @property
     def spans_json(self) -> str | None:
@@ -61,8 +60,8 @@ def merge(segments: Sequence[Facts]) -> Facts:
     scores = None
     if all(s.scores is not None for s in segments):
         columns = zip(*(s.scores for s in segments if s.scores is not None), strict=True)
-        scores = tuple(
-            sum(value * s.seconds for value, s in zip(column, segments, strict=True)) / seconds for column in columns
+        scores = JudgeScores(
+            *(sum(value * s.seconds for value, s in zip(column, segments, strict=True)) / seconds for column in columns)
         )
     spans: list[tuple[float, float]] | None = None
     if all(s.spans is not None for s in segments):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from operators.describe import ModelFacts, describe
-from operators.sam_audio.config import SolverConfig
 from pipeline.config import JobConfig, JobConfigError
 from pipeline.storage import Store
 from pipeline.tables import Tables
@@ -26,9 +25,6 @@ def open_job(config: JobConfig) -> Job:
     """Read the model's facts and open the lake; writes nothing. Raises JobConfigError or CheckpointError."""
     if not config.lake:
         raise JobConfigError("lake is empty; give a folder or URL")
-    solver = None
-    if config.solver_method and config.solver_steps:
-        solver = SolverConfig(config.solver_method, 1 / config.solver_steps)
-    facts = describe(config.model, solver, predict_spans=config.predict_spans)
+    facts = describe(config.model, config.solver, predict_spans=config.predict_spans)
     store = Store(config.lake, config.read_prefixes)
     return Job(config, facts, config.config_hash(facts.version), store, Tables(store))

@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
+from operators import judge_scores
 from operators.errors import AssetError
 from operators.sam_audio.ranking_activity import active_spans
 from operators.sam_audio.ranking_clap import SAMPLE_RATE, ClapRanker
@@ -29,8 +30,8 @@ from pipeline.training_manifest import Sound, TrainingRow
 # A stem is heard in pieces of this length: memory does not grow with it.
 PIECE_SECONDS = 120.0
 COLUMNS = [
-    "asset_id", "uri", "description", "target_uri", "residual_uri", "duration_seconds", "judge_overall", "judge_recall",
-    "judge_precision", "judge_faithfulness", "committed_at",
+    "asset_id", "uri", "description", "target_uri", "residual_uri", "duration_seconds", "committed_at",
+    *judge_scores.COLUMNS,
 ]  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Thresholds:
 
     def judge_fails(self, row: Mapping[str, Any]) -> str | None:
         """Why the judge's scores of a row of the stems table do not suffice; None when they do."""
-        for name in ("overall", "recall", "precision", "faithfulness"):
+        for name in judge_scores.SCORES:
             least, found = getattr(self, name), row[f"judge_{name}"]
             if least is not None and found is None:
                 return "not judged"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torchaudio.functional
 
+from ..judge_scores import COLUMNS
 from ..sam_audio.judge import SAMAudioJudgeModel
 from ..sam_audio.ranking_clap import ClapRanker
 from ..sam_audio.ranking_imagebind import ImageBindRanker
@@ -36,7 +37,7 @@ class JudgeMetric:
     """SAM-Audio's judge, about 1 to 5: overall, recall, precision, faithfulness."""
 
     name = "judge"
-    columns = ("judge_overall", "judge_recall", "judge_precision", "judge_faithfulness")
+    columns = COLUMNS
 
     def __init__(self, judge: str, device: str = "cpu") -> None:
         self.judge = SAMAudioJudgeModel.from_pretrained(judge, device=device)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from operators.scoring import JudgeScores
+from operators.judge_scores import JudgeScores
 from operators.separator import SegmentStems
 from pipeline.facts import Facts, merge
 

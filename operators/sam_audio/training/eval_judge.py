@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...judge_scores import SCORES
 from ..judge import SAMAudioJudgeModel
 from .judge_data import Shard
-from .judge_truth import SCORES
 from .train_judge import pearson
 
 # Not in training: see judge_systems.py.

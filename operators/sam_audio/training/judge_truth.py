@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...judge_scores import SCORES
 from ..band_codec import BandCodec
 
-SCORES = ("overall", "recall", "precision", "faithfulness")
 # dB that give a score of 1 and of 5; linear between, nothing outside.
 RANGES_DB = {"overall": (-10.0, 20.0), "recall": (0.0, 20.0), "precision": (-10.0, 30.0), "faithfulness": (-3.0, 20.0)}
 ABSENT_RANGE_DB = (0.0, 40.0)

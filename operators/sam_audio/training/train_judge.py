@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...judge_scores import SCORES
 from ..band_codec import BandCodec
 from ..checkpoint import CONFIG_NAME
 from ..config import BandCodecConfig
@@ -34,7 +35,6 @@ from .averaging import Average
 from .band_bank import BandBank
 from .band_sources import BandSources
 from .judge_examples import ASKED, Examples, Remixed, Separated, joined, varied
-from .judge_truth import SCORES
 from .muon import Muon
 from .train_spans import TEXT_MODEL, transformer_config
 

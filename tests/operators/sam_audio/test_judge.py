@@ -15,10 +15,10 @@ from golden.loader import Golden, load, released_manifest
 from released_layout import write_bert_tokenizer
 from torch import Tensor, nn
 
+from operators.judge_scores import SCORES
 from operators.sam_audio.checkpoint import CheckpointError
 from operators.sam_audio.judge import SAMAudioJudgeConfig, SAMAudioJudgeModel, SAMAudioJudgeProcessor, is_unused_key
 
-SCORES = ("overall", "recall", "precision", "faithfulness")
 RELEASED = SAMAudioJudgeConfig.from_dict(
     {
         "audio_codec": {"codebook_dim": 128, "n_codebooks": 16},

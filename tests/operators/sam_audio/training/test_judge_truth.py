@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from operators.judge_scores import SCORES
 from operators.sam_audio.band_codec import BandCodec
 from operators.sam_audio.config import BandCodecConfig
-from operators.sam_audio.training.judge_truth import SCORES, Truth, scores_of_gain, si_sdr
+from operators.sam_audio.training.judge_truth import Truth, scores_of_gain, si_sdr
 
 CODEC = BandCodec(BandCodecConfig())
 SAMPLES = 2 * 48_000

@@ -7,6 +7,7 @@ import pytest
 import torch
 from packs import write_pack
 
+from operators.judge_scores import SCORES
 from operators.sam_audio.band_codec import BandCodec
 from operators.sam_audio.config import BandCodecConfig
 from operators.sam_audio.judge import SAMAudioJudgeModel
@@ -16,7 +17,7 @@ from operators.sam_audio.training.band_sources import BandSources
 from operators.sam_audio.training.eval_judge import evaluate, table
 from operators.sam_audio.training.judge_data import Shard, Sound
 from operators.sam_audio.training.judge_examples import ASKED, FLOOR, Remixed, Separated, varied
-from operators.sam_audio.training.judge_truth import SCORES, scores_of_gain
+from operators.sam_audio.training.judge_truth import scores_of_gain
 from operators.sam_audio.training.train_judge import JudgeTrainer, Recipe, judge_config, pearson, take_ears
 from operators.sam_audio.training.train_spans import spans_config
 
