@@ -16,6 +16,7 @@ from .items import Item, SetError
 PAIRS = {
     f"{a} in {b}": (a, b) for a, b in (("speech", "music"), ("speech", "sfx"), ("music", "speech"), ("sfx", "music"))
 }
+PAUSES = ", pauses"  # behind the setting's name where sources have them
 PROMPTS = {"speech": "speech", "music": "music"}
 MIX_DBFS = -23.0  # programme level, so that nothing depends on clipping or on very quiet input
 FRAMES = 200  # 8 s
@@ -78,7 +79,7 @@ class EvalSplit:
         setting = f"{target} in {other}"
         return Item(
             item_id=f"{setting.replace(' ', '-')}{'-pauses' if self.pauses else ''}/{number:04d}",
-            setting=setting + (", pauses" if self.pauses else ""),
+            setting=setting + (PAUSES if self.pauses else ""),
             mixture=a + b,
             sample_rate=SAMPLE_RATE,
             description=PROMPTS.get(target) or label_phrases(label)[0],

@@ -70,7 +70,9 @@ def true_activity(wave: np.ndarray, codec: BandCodec) -> Tensor:
 
 class Gated:
     """The items of a set with both sources coming and going, music and steady noises too: stretches and pauses of
-    0.4 to 4 s, each source on its own, so that where the target is heard is worth knowing."""
+    0.4 to 4 s, each source on its own, so that where the target is heard is worth knowing. Settings get SUFFIX."""
+
+    SUFFIX = ", gated"
 
     def __init__(self, items: EvaluationSet) -> None:
         self.items, self.name, self.notes = items, f"{items.name}, sources that come and go", items.notes
@@ -89,7 +91,7 @@ class Gated:
         return replace(
             item,
             item_id=f"{item.item_id}-gated",
-            setting=f"{item.setting}, gated",
+            setting=item.setting + self.SUFFIX,
             mixture=target + other,
             target=target,
             other=other,

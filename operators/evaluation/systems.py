@@ -108,6 +108,22 @@ class Separator:
         return _fitted(out.numpy(), len(item.mixture))
 
 
+class Silenced:
+    """Another system's target with silence outside the true target's spans: what they are worth without skill."""
+
+    def __init__(self, system: System) -> None:
+        self.name, self.system = f"{system.name} + true gate", system
+
+    def __call__(self, item: Item) -> np.ndarray | None:
+        found = self.system(item)
+        if found is None or item.target is None:
+            return None
+        gain = np.zeros(len(found), np.float32)
+        for _, start, end in active_spans(item.target, item.sample_rate):
+            gain[round(start * item.sample_rate) : round(end * item.sample_rate)] = 1
+        return found * gain
+
+
 class Denoiser:
     """A speech denoiser (`training.baselines`): answers items whose `kind` is speech."""
 

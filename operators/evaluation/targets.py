@@ -46,10 +46,11 @@ class Target:
 
 
 def table(targets: Sequence[Target]) -> str:
-    lines = [f"{'target':44}{'found':>24}{'wanted':>12}"]
+    width = max((len(t.what) for t in targets), default=0) + 2
+    lines = [f"{'target':{width}}{'found':>24}{'wanted':>12}"]
     for t in targets:
         # Bounds in the value's own unit.
         bounds = f" [{t.interval.low:.2f}, {t.interval.high:.2f}]" if t.interval and t.interval.low is not None else ""
         sign = "<=" if t.at_most else ">="
-        lines.append(f"{t.what:44}{f'{t.found:.2f}{bounds}':>24}{f'{sign} {t.wanted:g}':>9} {t.unit:5}{t.verdict}")
+        lines.append(f"{t.what:{width}}{f'{t.found:.2f}{bounds}':>24}{f'{sign} {t.wanted:g}':>9} {t.unit:5}{t.verdict}")
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
     python -m operators.evaluation.tiny DATA_DIR [--model tiny] [--mixes 100] [--out out/eval-tiny.json]
 
-Mixes of 8 s at 0 dB from recordings of the eval split, which training never sees, with and without pauses in their
-sources; beside the model DeepFilterNet3 and RNNoise, the model with true spans, and the bound of its codec. Prints a
-table, writes the figures as JSON and, beside it, a page to look at and listen to. On one thread.
+Mixes of 8 s at 0 dB from recordings of the eval split, which training never sees: sources that sound throughout, that
+have pauses, and that come and go (gated). Beside the model DeepFilterNet3 and RNNoise, the model with true spans, what
+silence outside these spans would give by itself, and the bound of its codec. Prints a table, writes the figures as JSON
+and, beside it, a page to look at and listen to. On one thread.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from tqdm import tqdm
 from ..sam_audio import SAMAudio
 from ..sam_audio.sources import SHIPPED
 from .bootstrap import Interval, mean_interval
-from .eval_split import PAIRS, EvalSplit
+from .eval_split import PAIRS, PAUSES, EvalSplit
 from .items import Joined
 from .metrics import SiSdr
 from .plan import open_baseline
 from .reference_free import Metric
 from .report import Page, examples, render
 from .run import Row, Summary, evaluate, summarise
-from .systems import Separator, System
+from .spans import Gated
+from .systems import Separator, Silenced, System
 from .targets import Target, table
 
-PAUSES = ", pauses"
 WANTED_DB = {"speech in music": 8.0, "speech in sfx": 8.0, "music in speech": 7.0, "sfx in music": 5.0}
+# What is known of the sources, by what stands behind a setting's name.
+SOURCES = {Gated.SUFFIX: "that come and go", PAUSES: "with pauses", "": "that sound throughout"}
 OBEYED, SPANS_DB, X_REAL_TIME, MEGABYTES = 97.0, 1.0, 20.0, 25.0
 
 
@@ -44,23 +47,24 @@ def targets(rows: list[Row], summary: Summary, model: str, spans: str, megabytes
         for pair, wanted in WANTED_DB.items()
     ]
     mine = [row for row in rows if row.get("system") == model and not row.get("error")]
-    obeyed = mean_interval([100 * row["obeyed"] for row in mine if not row["setting"].endswith(PAUSES)])
+    obeyed = mean_interval([100 * row["obeyed"] for row in mine if row["setting"] in PAIRS])
     found.append(Target("prompt obeyed, all pairs", obeyed.mean, OBEYED, "%", obeyed))
-    for pauses, what in ((True, "gain by true spans, sources with pauses"), (False, "the same, without pauses")):
-        gain = _gain(rows, model, spans, pauses)
-        found.append(Target(what, gain.mean, SPANS_DB, "dB", gain))
+    for suffix, sources in SOURCES.items():
+        gain = _gain(rows, model, spans, suffix)
+        found.append(Target(f"gain by true spans, sources {sources}", gain.mean, SPANS_DB, "dB", gain))
     found.append(Target("speed on one core", summary.x_real_time[model], X_REAL_TIME, "x RT"))
     if megabytes is not None:
         found.append(Target("size of config and weights", megabytes, MEGABYTES, "MB", at_most=True))
     return found
 
 
-def _gain(rows: list[Row], model: str, spans: str, pauses: bool) -> Interval:
+def _gain(rows: list[Row], model: str, spans: str, suffix: str) -> Interval:
+    settings = {pair + suffix for pair in PAIRS}
     by_system = {
         system: {
             row["index"]: row["si_sdri_db"]
             for row in rows
-            if row.get("system") == system and not row.get("error") and row["setting"].endswith(PAUSES) == pauses
+            if row.get("system") == system and not row.get("error") and row["setting"] in settings
         }
         for system in (model, spans)
     }
@@ -77,12 +81,13 @@ def size_megabytes(name: str) -> float | None:
 def printed(summary: Summary) -> str:
     """The table: mean SI-SDR improvement of every system, half of the confidence interval's width, prompts obeyed."""
     first = summary.systems[0]
-    lines = [f"{'SI-SDR improvement, dB':26}" + "".join(f"{s:>19}" for s in summary.systems) + f"{'obeyed':>9}"]
+    width = max(map(len, summary.systems)) + 2
+    lines = [f"{'SI-SDR improvement, dB':26}" + "".join(f"{s:>{width}}" for s in summary.systems) + f"{'obeyed':>9}"]
     for setting in summary.settings:
         row = summary.cells["si_sdri_db"][setting]
         cells = [f"{row[s].mean:.2f} ± {row[s].half_width:.2f}" if s in row else "-" for s in summary.systems]
         obeyed = summary.cells["obeyed"][setting][first].mean
-        lines.append(f"{setting:26}" + "".join(f"{c:>19}" for c in cells) + f"{obeyed:>9.0%}")
+        lines.append(f"{setting:26}" + "".join(f"{c:>{width}}" for c in cells) + f"{obeyed:>9.0%}")
     return "\n".join(lines)
 
 
@@ -91,17 +96,17 @@ def measure(data_dir: Path, name: str, count: int) -> tuple[dict[str, Any], str,
     torch.set_num_threads(1)
     model = SAMAudio.from_pretrained(name)
     short = Path(name).name
-    own = [Separator(model, name=short), Separator(model, name=short, spans="true")]
+    own: list[System] = [Separator(model, name=short), Separator(model, name=short, spans="true")]
     if model.config.span_predictor in SHIPPED:
         own.append(Separator(model, name=short, spans="predicted"))
+    own.append(Silenced(own[0]))
     others = [open_baseline(b) for b in ("deepfilternet3", "rnnoise")]
     bound = open_baseline("oracle")
     plain = EvalSplit(data_dir, count=count)
-    paused = EvalSplit(data_dir, count=count, pauses=True)
-    items = Joined("eval split", [plain, paused])
+    items = Joined("eval split", [plain, EvalSplit(data_dir, count=count, pauses=True), Gated(plain)])
     metrics: list[Metric] = [SiSdr()]
     rows: list[Row] = []
-    # Denoisers are asked once: what pauses change is a matter of spans.
+    # Denoisers are asked once: what pauses and gates change is a matter of spans.
     runs: list[tuple[list[System], range]] = [
         ([*own, *others, bound], range(len(plain))),
         ([*own, bound], range(len(plain), len(items))),

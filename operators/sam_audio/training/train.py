@@ -1,9 +1,12 @@
 """Train the small model: conditional flow matching on band latents, x-prediction with a skip from the mixture.
 
     python -m operators.sam_audio.training.train DATA_DIR --out out/tiny --minutes 90
+    python -m operators.sam_audio.training.train DATA_DIR --out out/longer --steps 3000 --start-from tiny --seed 7
 
 Resumes from `--out/last.pt` when it is there; `--out/best/` holds the averaged weights with the best validation score,
-in the layout that `SAMAudio.from_pretrained` reads. Runs on the CPU or on one GPU (`--device cuda`).
+in the layout that `SAMAudio.from_pretrained` reads. `--start-from` begins with the weights of such a folder, or of the
+shipped model, and with a new schedule; another seed then draws other mixtures than those it has seen. Runs on the CPU
+or on one GPU (`--device cuda`).
 """
 
 from __future__ import annotations
@@ -137,7 +140,8 @@ def prefetch(
 class Trainer:
     """A run in the folder `out`; continues the one whose `last.pt` lies there.
 
-    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `kept(step)`.
+    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `kept(step)`. start: a model of
+    this configuration to begin with.
     """
 
     def __init__(
@@ -151,13 +155,17 @@ class Trainer:
         fast: bool = True,
         seed: int = 0,
         keep: bool = False,
+        start: SAMAudio | None = None,
     ) -> None:
         self.keep = keep
         self.out, self.recipe, self.device, self.seed = out, recipe, torch.device(device), seed
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         self.model = SAMAudio(config).to(self.device).train()
-        initialise(self.model)
+        if start is None:
+            initialise(self.model)
+        else:
+            self.model.load_state_dict(start.state_dict())
         self.model.transformer.set_heads_first(True)
         if fast:
             self.model.transformer.compile()
@@ -275,15 +283,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="training time in all, resumed runs included")
     parser.add_argument("--steps", type=int, help="train for so many steps in all instead: reproducible")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--start-from", metavar="MODEL", help="begin with its weights; its size counts (default: anew)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--alignment", type=float, default=0.0, help="weight of the alignment loss (cepstra)")
     args = parser.parse_args()
-    config = tiny_config(args.dim, args.layers)
-    trainer = Trainer(
-        args.data_dir, args.out, config, Recipe(batch=args.batch, alignment_weight=args.alignment), args.device
-    )
+    start = SAMAudio.from_pretrained(args.start_from) if args.start_from else None
+    config = start.config if start else tiny_config(args.dim, args.layers)
+    recipe = Recipe(batch=args.batch, alignment_weight=args.alignment)
+    trainer = Trainer(args.data_dir, args.out, config, recipe, args.device, seed=args.seed, start=start)
     trainer.train(float("inf") if args.steps else args.minutes, args.steps)
     report(trainer, args.out)
 

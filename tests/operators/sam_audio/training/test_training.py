@@ -66,6 +66,9 @@ def test_training_learns_resumes_and_saves_a_loadable_model(data_dir, tmp_path):
     assert resumed.step == trainer.step > 0
     model = SAMAudio.from_pretrained(tmp_path / "best")
     assert model.config == config
+    # Another run may begin with it, and then is where this one was.
+    other = Trainer(data_dir, tmp_path / "other", config, recipe, "cpu", fast=False, start=model)
+    assert other.step == 0 and other.validate() == pytest.approx(resumed.best, abs=1e-3)
 
 
 def test_an_interrupted_training_ends_as_one_that_was_left_alone(data_dir, tmp_path, monkeypatch):
