@@ -137,11 +137,22 @@ def prefetch(
                 yield TrainingBatch(**{k: v.to(device) for k, v in vars(batch).items()})
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are quicker than those of float32, 1.3 times on a CPU that has them.
+
+    One that has not emulates them and takes several times as long.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 class Trainer:
     """A run in the folder `out`; continues the one whose `last.pt` lies there.
 
-    fast: compiled, in bfloat16. keep: the averaged weights of every validation stay in `kept(step)`. start: a model of
-    this configuration to begin with.
+    fast: compiled, and in bfloat16 where the machine multiplies it. keep: the averaged weights of every validation stay
+    in `kept(step)`. start: a model of this configuration to begin with.
     """
 
     def __init__(
@@ -187,8 +198,7 @@ class Trainer:
             muon_and_adamw(objective, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr),
             ema=recipe.ema,
             seed=seed,
-            # Over float32 weights: compiled, 1.3 times the steps on a CPU that has bfloat16 products.
-            precision=torch.bfloat16 if fast else None,
+            precision=torch.bfloat16 if fast and multiplies_bfloat16(self.device) else None,
         )
         self.seconds, self.best = 0.0, float("inf")
         self.log: list[dict] = []
