@@ -45,7 +45,8 @@ ACCESS = ("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call may use: seconds of wall time, and bytes of memory (RLIMIT_DATA: all that is not mapped files)."""
+    """What one call may use: seconds of wall time, and bytes of memory beyond what its imports take (RLIMIT_DATA: all
+    that is not mapped files)."""
 
     seconds: float = 60.0
     memory_bytes: int = 4 << 30
