@@ -75,7 +75,8 @@ class Gated:
     SUFFIX = ", gated"
 
     def __init__(self, items: EvaluationSet) -> None:
-        self.items, self.name, self.notes = items, f"{items.name}, sources that come and go", items.notes
+        self.items, self.name = items, f"{items.name}, sources that come and go"
+        self.notes = [f"{note}; each gated, in turns of 0.4 to 4 s" for note in items.notes]
 
     def __len__(self) -> int:
         return len(self.items)
