@@ -22,9 +22,9 @@ from jobs import build_manifest, demo
 ROOT = Path(__file__).parents[2]
 PLAIN = """
 import sys, soundfile, torch
-from operators.separator import SegmentRequest, Separator
+from operators.separator import SegmentRequest, Separator, SeparatorOptions
 wave, rate = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)
-separator = Separator("tiny")
+separator = Separator("tiny", options=SeparatorOptions(judge="tiny"))  # as the job has it
 frames = -(-len(wave) // separator.hop_length)
 request = SegmentRequest("bench", wave.T.copy(), 0, frames, "speech", ())
 stems = separator([request])[0]
