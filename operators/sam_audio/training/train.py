@@ -40,6 +40,8 @@ from .engine import DataEngine, TrainingBatch
 from .learner import Learner, learning_rate, muon_and_adamw
 from .objective import LatentBatch, Objective, ObjectiveConfig, example_generator
 
+VALIDATION_SEED = 1  # whatever the run's: validation errors of different runs are of the same mixtures
+
 
 def tiny_config(dim: int = 128, layers: int = 6, heads: int = 4) -> SAMAudioConfig:
     codec = BandCodecConfig()
@@ -184,7 +186,7 @@ class Trainer:
         self.engine = DataEngine(data_dir, codec)
         self.texts = self.model.encode_text(self.engine.vocabulary)
         validation = DataEngine(data_dir, codec, part="validation")
-        self.validation = list(itertools.islice(prefetch(validation, recipe.batch, seed + 1, self.device), 6))
+        self.validation = list(itertools.islice(prefetch(validation, recipe.batch, VALIDATION_SEED, self.device), 6))
         self.embedding: CepstralEmbedding | None = None
         head = None
         if recipe.alignment_weight:
