@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from operators.describe import describe
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.items import Work
+from pipeline.job import open_job
 from pipeline.manifest import read_manifest
 from pipeline.plan import Plan, Planner
 from pipeline.schema import StemRow
@@ -17,11 +17,10 @@ class Line:
     """The stages of one run of a job, and what passes between them."""
 
     def __init__(self, config: JobConfig) -> None:
-        facts = describe(config.model)
-        config_hash = config.config_hash(facts.version)
-        self.context = Context(config, config.lake, config.read_prefixes, facts, config_hash, "run-1")
-        self.store = self.context.store
-        self.planner = Planner(config, self.store, facts, config_hash, set())
+        job = open_job(config)
+        self.store = job.store
+        self.context = Context(config, job.store.root, config.read_prefixes, job.facts, job.config_hash, "run-1")
+        self.planner = Planner(config, job.store, job.facts, job.config_hash, set())
 
     def plan(self) -> Plan:
         return self.planner.plan(read_manifest(self.context.config.manifest))

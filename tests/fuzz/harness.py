@@ -19,13 +19,13 @@ from typing import Any
 
 import psutil
 
-from operators.describe import describe
 from operators.errors import AssetError
 from operators.segments import Segment
 from pipeline.config import JobConfig
 from pipeline.context import Context
 from pipeline.decode import limits_for, masked_video
 from pipeline.items import Work
+from pipeline.job import open_job
 from pipeline.plan import Planner
 from pipeline.schema import FailureRow
 from pipeline.stages import DecodeStage
@@ -84,10 +84,9 @@ class Line:
             allowed_read_prefixes=(str(self.media),),
             **{"decode_seconds": MAX_SECONDS - 10, "decode_memory_gb": MEMORY_GB, **settings},
         )
-        facts = describe("tiny")
-        config_hash = config.config_hash(facts.version)
-        self.context = Context(config, str(lake), config.read_prefixes, facts, config_hash, "fuzz")
-        self.planner = Planner(config, self.context.store, facts, config_hash, set())
+        job = open_job(config)
+        self.context = Context(config, job.store.root, config.read_prefixes, job.facts, job.config_hash, "fuzz")
+        self.planner = Planner(config, job.store, job.facts, job.config_hash, set())
         self.decode = DecodeStage(self.context)
 
     def answers(self, records: Iterable[dict[str, Any]], most_segments: int = 2) -> Counter[str]:

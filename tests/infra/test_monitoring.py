@@ -22,15 +22,11 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 from archive import write_good, write_manifest
+from line import Line
 
-from operators.describe import describe
-from operators.sam_audio.config import SolverConfig
 from pipeline.config import JobConfig
 from pipeline.keys import attempt_key
-from pipeline.manifest import read_manifest
 from pipeline.metrics import MEASURES, PREFIX
-from pipeline.plan import Planner
-from pipeline.storage import Store
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
@@ -237,10 +233,8 @@ def live(tmp_path_factory) -> Iterator[Queries]:
 
 def leave_a_note_of_a_dead_worker(config: JobConfig) -> None:
     """What a worker leaves that died in the first segment of an item."""
-    facts = describe(config.model, SolverConfig("midpoint", 1 / STEPS))
-    store = Store(config.lake, config.read_prefixes)
-    plan = Planner(config, store, facts, config.config_hash(facts.version), set()).plan(read_manifest(config.manifest))
-    store.write_bytes(attempt_key(next(iter(plan.open_items)), 0, "separate"), b"")
+    line = Line(config)
+    line.store.write_bytes(attempt_key(next(iter(line.plan().open_items)), 0, "separate"), b"")
 
 
 @needs_prometheus

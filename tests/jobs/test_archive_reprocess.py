@@ -95,11 +95,13 @@ def test_each_run_does_what_is_needed_and_only_that(ray_here, media, tmp_path, c
 
     # Other settings: nothing is made again unless it is asked for. Then earlier stems go, as those of the old a.wav.
     assert "skip          3  made with other settings" in reprocess("--dry-run", "--bit-depth", "16")
+    assert tables.read("stems").num_rows == 4 and tables.read("failures").num_rows == 2
     said = reprocess("--bit-depth", "16", "--stale", "older-than-config", "--superseded", "drop")
     # With other settings a broken file is another item, so it is tried once more.
     assert "make          3  older config" in said and "make          2  new" in said
     assert "dropped 4 superseded" in said
     stems = tables.read("stems").to_pylist()
+    assert sorted(row["asset_id"] for row in stems) == ["a.wav", "b.wav", "c.wav", "later.wav"]
     assert [row["bit_depth"] for row in stems] == [16] * 4 and len(Store(lake).list("commits")) == 4
     last = max(tables.read("runs").to_pylist(), key=lambda row: row["started_at"])
     assert (last["status"], last["items_committed"], last["gpus"]) == ("done", 4, 1.0)

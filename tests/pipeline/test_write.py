@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 from archive import MEDIA, write_manifest
+from line import Line
 
-from operators.describe import describe
 from operators.resample import resample_range
 from pipeline.config import JobConfig
-from pipeline.context import Context
 from pipeline.facts import Facts
 from pipeline.items import Work
-from pipeline.manifest import read_manifest
-from pipeline.plan import Planner
 from pipeline.schema import FailureRow, StemRow
 from pipeline.storage import Store
 from pipeline.write import WriteStage
@@ -38,14 +35,13 @@ class Writing:
         config = JobConfig(
             manifest=str(manifest),
             lake=lake or str(root / "lake"),
+            allowed_read_prefixes=(str(media),),
             descriptions=("speech",),
             segment_seconds=12,
             **settings,
         )
-        facts = describe("tiny")
-        self.context = Context(config, config.lake, (str(media),), facts, config.config_hash(facts.version), "run-1")
-        planner = Planner(config, self.context.store, facts, self.context.config_hash, set())
-        self.works = planner.plan(read_manifest(config.manifest)).todo
+        line = Line(config)
+        self.context, self.works = line.context, line.plan().todo
 
     def results(self, stems: Pair) -> list[dict]:
         rows = [self.row(work, stems) for work in self.works]
